@@ -1,0 +1,67 @@
+"""The ASGI edge: every request gets its id, every host is one of ours, and no exception of ours goes unanswered."""
+
+import re
+import secrets
+from typing import Final
+
+import structlog
+from starlette.datastructures import Headers
+from starlette.requests import Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app.api import problems
+from app.api.callers import is_served
+from app.errors import RelayError, invalid_request
+
+_SANE: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}", re.ASCII)
+PROBES: Final = ("/healthz", "/readyz")
+"""Asked by address, not by name, and they tell no secrets."""
+
+logger = structlog.get_logger("app.api")
+
+
+class Edge:
+    """Pure ASGI: it costs a stream one call per request and one per send."""
+
+    def __init__(self, app: ASGIApp, allowed_hosts: tuple[str, ...]) -> None:
+        self._app = app
+        self._allowed_hosts = allowed_hosts
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        asked = headers.get("x-request-id", "")
+        request_id = asked if _SANE.fullmatch(asked) else f"r_{secrets.token_hex(12)}"
+        scope.setdefault("state", {})["request_id"] = request_id
+        started = False
+
+        async def send_identified(message: Message) -> None:
+            nonlocal started
+            if message["type"] == "http.response.start":
+                started = True
+                message["headers"].append((b"x-request-id", request_id.encode("ascii")))
+                message["headers"].append((b"x-content-type-options", b"nosniff"))
+            await send(message)
+
+        try:
+            self._check_host(scope["path"], headers)
+            await self._app(scope, receive, send_identified)
+        except RelayError as error:
+            await self._answer(error, scope, receive, send_identified)
+        except Exception:
+            logger.exception("internal", request_id=request_id, path=scope["path"][:200])
+            if started:
+                raise
+            fault = RelayError("internal", "a fault of the relay; quote the request id", phase="relay")
+            await self._answer(fault, scope, receive, send_identified)
+
+    def _check_host(self, path: str, headers: Headers) -> None:
+        if path not in PROBES and not is_served(headers.get("host", ""), self._allowed_hosts):
+            message = "this relay does not serve that host; its operator can name it in RELAY_ALLOWED_HOSTS"
+            raise invalid_request(message, param="Host", status=400)
+
+    async def _answer(self, error: RelayError, scope: Scope, receive: Receive, send: Send) -> None:
+        response = await problems.relay_error(Request(scope), error)
+        await response(scope, receive, send)

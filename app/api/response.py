@@ -1,0 +1,187 @@
+"""One reader's response: it pulls entries by cursor and writes them in the shape it was asked for.
+
+- The status line is held until upstream has begun to answer or has failed, `hold_s` at most: a failure before it is a
+  real HTTP status, one after it an event.
+- Whether the client is still there is known from the first moment, also while nothing has been sent: `receive` says
+  `http.disconnect`, and the reader is woken. What that means for the generation is not decided here.
+- One timer serves heartbeat, send timeout and the longest age. It is not moved by a token: when it fires it looks
+  at when something was last written.
+- A client that takes nothing is cut off; one that lives too long is sent off without `[DONE]`, so that it comes back.
+
+It is an `EventSourceResponse` with what runs per event replaced: the library's own costs an anyio scope and two debug
+calls for each, and four tasks for a stream.
+"""
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Mapping
+from typing import Final
+
+import msgspec
+from sse_starlette.sse import EventSourceResponse
+from starlette.requests import Request
+from starlette.types import Message, Receive, Scope, Send
+
+from app.api import problems
+from app.errors import Problem
+from app.events import Failed
+from app.log.memory import Reader
+from app.relay import Generation
+from app.settings import Settings
+from app.wire import native
+
+AGE_JITTER: Final = 0.1
+"""Ends of many connections that began together are spread by so much of their age."""
+
+ABORT: Final = "relay.abort"
+"""The ASGI extension by which our server lets a response end its connection without waiting for the client."""
+
+
+class Manners(msgspec.Struct, frozen=True):
+    """How a response treats its client, in seconds; `max_age_s` 0 is no limit."""
+
+    heartbeat_s: float
+    send_timeout_s: float
+    max_age_s: float
+
+
+def manners(settings: Settings) -> Manners:
+    age = settings.max_connection_seconds * random.uniform(1 - AGE_JITTER, 1 + AGE_JITTER)
+    return Manners(settings.heartbeat_seconds, settings.send_timeout_seconds, age)
+
+
+class StreamResponse(EventSourceResponse):
+    """Reads until the stream ends or the client goes. `known` tells that the client can find the stream again."""
+
+    def __init__(
+        self,
+        generation: Generation,
+        reader: Reader,
+        shape: native.Shape,
+        manners: Manners,
+        *,
+        hold_s: float,
+        known: bool,
+        headers: Mapping[str, str],
+    ) -> None:
+        super().__init__(_Nothing(), headers=headers, ping=0, sep="\n", client_close_handler_callable=self._left)
+        del self.headers["connection"]
+        self._loop = asyncio.get_running_loop()
+        self._generation = generation
+        self._reader = reader
+        self._shape = shape
+        self._manners = manners
+        self._hold_s = hold_s
+        self._known = known
+        self._holding = self._ping_due = self._too_old = self._cut_off = False
+        self._blocked_since: float | None = None
+        self._written_at = self._began = self._loop.time()
+        self._timer: asyncio.TimerHandle | None = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        departure = asyncio.create_task(self._listen_for_disconnect(receive), name=f"departure {self._generation.id}")
+        self._task = asyncio.current_task()
+        try:
+            problem = await self._held() if self._hold_s else None
+            if problem is not None:
+                await self._refuse(problem, scope, receive, send)
+            elif self.active:
+                await self._stream_response(send)
+        except asyncio.CancelledError:
+            if not self._cut_off or self._task is None:
+                raise
+            self._task.uncancel()
+            await _abort(scope)
+        finally:
+            departure.cancel()
+            if self._timer is not None:
+                self._timer.cancel()
+            self._generation.leave(self._reader, may_return=self._known)
+
+    async def _left(self, _message: Message) -> None:
+        self._reader.wake()
+
+    async def _held(self) -> Problem | None:
+        """Waits for upstream's first content, at most `hold_s`; the failure that came instead, if one did."""
+        log = self._reader.log
+        self._holding = True
+        timer = self._loop.call_later(self._hold_s, self._let_go)
+        try:
+            while self._holding and self.active and not log.carrying and log.closed is None:
+                await self._reader.wait()
+        finally:
+            timer.cancel()
+        return log.closed.error if isinstance(log.closed, Failed) and not log.carrying else None
+
+    def _let_go(self) -> None:
+        self._holding = False
+        self._reader.wake()
+
+    async def _refuse(self, problem: Problem, scope: Scope, receive: Receive, send: Send) -> None:
+        response = problems.answer(problem, events=problems.accepts_events(Request(scope)))
+        response.headers["x-stream-id"] = self._generation.id
+        await response(scope, receive, send)
+
+    async def _stream_response(self, send: Send) -> None:
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        self._known = True
+        self._look()
+        reader, log = self._reader, self._reader.log
+        while self.active:
+            if events := reader.peek():
+                body, count = self._shape.encode(reader.cursor + 1, events, log.live_from)
+                reader.advance(count)
+                over = log.closed is not None and not reader.behind
+                await self._write(send, body + native.END if over else body, more=not over)
+                if over:
+                    return
+                if reader.behind:
+                    await asyncio.sleep(0)  # `send` waits for nothing while the socket takes all: let others go
+            elif log.closed is not None or self._too_old:
+                await self._write(send, b"" if log.closed is None else native.END, more=False)
+                return
+            elif self._ping_due:
+                await self._write(send, native.ping(self._generation.waiting, self._generation.clocks.elapsed_s))
+            else:
+                await reader.wait()
+
+    async def _write(self, send: Send, body: bytes, *, more: bool = True) -> None:
+        self._blocked_since = self._loop.time()
+        await send({"type": "http.response.body", "body": body, "more_body": more})
+        self._blocked_since = None
+        self._ping_due = False
+        self._written_at = self._loop.time()
+
+    def _look(self) -> None:
+        """What the timer does: cuts off a client that takes nothing, else wakes the reader where something is due."""
+        now = self._loop.time()
+        dues = [self._written_at + self._manners.heartbeat_s]
+        if self._blocked_since is not None:
+            dues = [self._blocked_since + self._manners.send_timeout_s]
+            if now >= dues[0] and self._task is not None:
+                self._cut_off = True
+                self._task.cancel()
+                return
+        elif now >= dues[0]:
+            self._ping_due = True
+            dues = [now + self._manners.heartbeat_s]
+        if self._manners.max_age_s > 0:
+            self._too_old = now >= self._began + self._manners.max_age_s
+            dues += [] if self._too_old else [self._began + self._manners.max_age_s]
+        if self._ping_due or self._too_old:
+            self._reader.wake()
+        self._timer = self._loop.call_at(min(dues), self._look)
+
+
+class _Nothing:
+    """The content that the base class asks for: entries come from the reader."""
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        raise NotImplementedError
+
+
+async def _abort(scope: Scope) -> None:
+    """Ends the connection now: a client that takes nothing would not take a proper end either."""
+    if extension := scope.get("extensions", {}).get(ABORT):
+        extension["call"]()
+        await asyncio.sleep(0)

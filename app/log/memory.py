@@ -1,0 +1,229 @@
+"""The log in memory: append at one end, read by cursor at the other.
+
+- Entry `seq` is the event's place in the answer: 0 is `Start`, then 1, 2 … without gaps; the last is terminal.
+- A reader has a cursor and a future of its own. Reading takes nothing away from others, so a cancelled read loses
+  nothing, and a reader that stalls costs its own socket only.
+- The first `close` wins and is the last entry; who comes later is told so and drops what it had.
+- The log stands where backpressure would: it may run ahead of its readers, but every byte is counted. Beyond its
+  bound it forgets what the slowest attached reader has taken and the rest of the stream is live only; if that reader
+  is too far behind as well, the log is `crowded` and whoever writes has to wait for `room`.
+- A log that nobody may resume (`resumable=False`) forgets at once what its readers have taken.
+"""
+
+import asyncio
+from array import array
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from app.events import Delta, Done, Event, Failed, Piece, Reasoning, Refusal, Start, ToolCall
+from app.log import codec
+
+ENTRY_OVERHEAD_BYTES: Final = 150
+"""What an entry costs beside its text: struct, string header and list slot (measured)."""
+
+TAKE_ENTRIES: Final = 64
+"""The most a reader takes in one turn of the loop."""
+
+
+def size_of(event: Event) -> int:
+    """UTF-8 bytes of what the event carries."""
+    match event:
+        case Delta(content=text) | Reasoning(reasoning=text) | Refusal(refusal=text) | ToolCall(arguments=text):
+            return len(text) if text.isascii() else len(text.encode())
+        case Start() | Done() | Failed():
+            return 0
+
+
+class Budget:
+    """The bytes that all logs of a process share. `reclaim` is asked to give up finished logs before any is cut."""
+
+    def __init__(self, total_bytes: int, reclaim: Callable[[], None] = lambda: None) -> None:
+        self.total_bytes: Final = total_bytes
+        self.used_bytes = 0
+        self._reclaim = reclaim
+
+    @property
+    def exceeded(self) -> bool:
+        if self.used_bytes > self.total_bytes:
+            self._reclaim()
+        return self.used_bytes > self.total_bytes
+
+
+class MemoryLog:
+    """One stream's log. All methods but `room` are synchronous: each is one step that nothing can interrupt."""
+
+    def __init__(self, start: Start, budget: Budget, *, max_bytes: int, max_lag_bytes: int) -> None:
+        self.resumable: Final = start.resumable
+        self.max_bytes: Final = max_bytes
+        self.max_lag_bytes: Final = max_lag_bytes
+        self.closed: Done | Failed | None = None
+        self.carrying = False
+        self.live_from: int | None = None
+        self.text_bytes = 0
+        self.readers: set[Reader] = set()
+        self._budget = budget
+        self._first = 0
+        self._entries: list[Event] = [start]
+        self._ends = array("q", [ENTRY_OVERHEAD_BYTES])
+        self._forgotten_bytes = 0
+        self._pages: list[bytes] | None = None
+        self._room: asyncio.Future[None] | None = None
+        budget.used_bytes += ENTRY_OVERHEAD_BYTES
+        self.kept_bytes = ENTRY_OVERHEAD_BYTES
+
+    @property
+    def next_seq(self) -> int:
+        return self._first + len(self._ends)
+
+    def append(self, pieces: Sequence[Piece]) -> None:
+        """Adds pieces of the answer; nothing once the log is closed."""
+        if self.closed is None:
+            self._add(pieces)
+
+    def mark_carrying(self) -> None:
+        """Upstream has begun to answer: a reader that holds its status line back may let it go."""
+        self.carrying = True
+        self._wake()
+
+    def close(self, terminal: Done | Failed) -> bool:
+        """Ends the log with its terminal event; False when somebody was first."""
+        if self.closed is not None:
+            return False
+        self.closed = terminal
+        self._add([terminal])
+        if self.resumable and self.live_from is None:
+            self._pages = codec.pack(self._entries)
+            self._entries = []
+        return True
+
+    def open_reader(self, after: int = -1) -> "Reader":
+        """A reader whose next entry is `after + 1`; it counts as attached until it is closed."""
+        reader = Reader(self, after)
+        self.readers.add(reader)
+        return reader
+
+    def slice(self, first: int, count: int) -> list[Event]:
+        """At most `count` entries from `first` on."""
+        if self._pages is not None:
+            return codec.unpack(self._pages, first, count)
+        at = first - self._first
+        return self._entries[at : at + count]
+
+    def everything(self) -> list[Event]:
+        """All entries that are kept; from 0 on unless the stream is live only or cannot be resumed."""
+        if self._pages is None:
+            return list(self._entries)
+        return codec.unpack_all(self._pages)
+
+    def release(self) -> None:
+        """Gives the bytes back: nobody will read this log again."""
+        self._budget.used_bytes -= self.kept_bytes
+        self.kept_bytes = 0
+        self._entries, self._pages = [], []
+        self.live_from = 0
+
+    @property
+    def full(self) -> bool:
+        return self.kept_bytes > self.max_bytes or self._budget.exceeded
+
+    @property
+    def crowded(self) -> bool:
+        """Whether the slowest attached reader is so far behind that upstream must not be read."""
+        if not self.readers or (self.resumable and self.live_from is None):
+            return False
+        slowest = min(reader.cursor for reader in self.readers)
+        return self.kept_bytes - self._bytes_through(slowest) > self.max_lag_bytes
+
+    async def room(self) -> None:
+        """Waits until the log is no longer crowded, or closed."""
+        while self.crowded and self.closed is None:
+            self._room = asyncio.get_running_loop().create_future()
+            try:
+                await self._room
+            finally:
+                self._room = None
+
+    def moved(self) -> None:
+        """A reader has taken entries or has gone."""
+        if not self.resumable or self.live_from is not None:
+            self._forget()
+        if self._room is not None and not self._room.done() and not self.crowded:
+            self._room.set_result(None)
+
+    def _add(self, events: Sequence[Event]) -> None:
+        end = self._ends[-1] if self._ends else self._forgotten_bytes
+        before = end
+        for event in events:
+            size = size_of(event)
+            self.text_bytes += size
+            end += size + ENTRY_OVERHEAD_BYTES
+            self._ends.append(end)
+        self._entries.extend(events)
+        self.kept_bytes += end - before
+        self._budget.used_bytes += end - before
+        if self.resumable and self.live_from is None and self.full and self.closed is None:
+            self.live_from = self.next_seq
+            self._forget()
+        elif not self.readers and self.live_from is not None:
+            self._forget()
+        self._wake()
+
+    def _bytes_through(self, seq: int) -> int:
+        """Bytes of the kept entries up to and with `seq`."""
+        at = seq - self._first
+        return self._ends[at] - self._forgotten_bytes if at >= 0 else 0
+
+    def _forget(self) -> None:
+        """Drops what every attached reader has taken; all of it when nobody is attached and nobody may come."""
+        through = min((reader.cursor for reader in self.readers), default=self.next_seq - 1)
+        count = through + 1 - self._first
+        if count <= 0:
+            return
+        dropped = self._bytes_through(through)
+        self._forgotten_bytes += dropped
+        self.kept_bytes -= dropped
+        self._budget.used_bytes -= dropped
+        del self._entries[:count], self._ends[:count]
+        self._first += count
+
+    def _wake(self) -> None:
+        for reader in self.readers:
+            reader.wake()
+
+
+class Reader:
+    """A cursor on a log. `wait` is safe to cancel at any time."""
+
+    def __init__(self, log: MemoryLog, after: int) -> None:
+        self.log: Final = log
+        self.cursor = after
+        self._waiter: asyncio.Future[None] | None = None
+
+    def peek(self) -> list[Event]:
+        """The next entries, at most `TAKE_ENTRIES`; their first seq is `cursor + 1`."""
+        return self.log.slice(self.cursor + 1, TAKE_ENTRIES)
+
+    def advance(self, count: int) -> None:
+        """Takes the first `count` of what was peeked at."""
+        self.cursor += count
+        self.log.moved()
+
+    @property
+    def behind(self) -> bool:
+        return self.cursor + 1 < self.log.next_seq
+
+    async def wait(self) -> None:
+        """Until something may have changed: entries, the end, or a call of `wake`."""
+        self._waiter = asyncio.get_running_loop().create_future()
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
+
+    def wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def close(self) -> None:
+        self.log.readers.discard(self)
+        self.log.moved()

@@ -1,0 +1,59 @@
+"""Puts the parts together."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+from sse_starlette.sse import AppStatus
+from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+
+from app import __version__
+from app.api import document, problems, routes
+from app.api.middleware import Edge
+from app.errors import RelayError
+from app.settings import Settings, load
+from app.streams import Streams
+from app.telemetry import logs
+from app.upstream.client import Upstream
+
+CORS_REQUEST_HEADERS = (
+    *("content-type", "authorization", "last-event-id", "idempotency-key", "x-request-id", "x-on-disconnect"),
+    *(f"x-timeout-{name}" for name in ("connect", "first-token", "idle", "total")),
+    *(f"x-stainless-{name}" for name in ("arch", "async", "lang", "os", "package-version", "retry-count")),
+    *(f"x-stainless-{name}" for name in ("runtime", "runtime-version", "timeout", "read-timeout", "helper-method")),
+)
+
+
+def create_app(settings: Settings | None = None) -> FastAPI:
+    """The relay as an ASGI application; without `settings` it reads them from the environment."""
+    chosen = settings or load()
+    logs.configure(chosen)
+    # sse-starlette would end every stream at once on SIGTERM; here streams finish, and server.py says until when.
+    AppStatus.enable_automatic_graceful_drain = False
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        key = chosen.openai_api_key.get_secret_value() if chosen.openai_api_key else None
+        upstream = Upstream(chosen.openai_base_url, key, user_agent=f"sse-relay/{__version__}")
+        app.state.parts = routes.Parts(chosen, Streams(upstream, chosen))
+        try:
+            yield
+        finally:
+            await app.state.parts.streams.close()
+            await upstream.aclose()
+
+    app = FastAPI(title="sse-relay", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
+    app.include_router(routes.router)
+    app.add_exception_handler(RelayError, problems.relay_error)
+    app.add_exception_handler(HTTPException, problems.http_error)
+    app.add_middleware(
+        CORSMiddleware,
+        allow_origins=chosen.cors_origins,
+        allow_methods=("GET", "POST", "DELETE", "OPTIONS"),
+        allow_headers=CORS_REQUEST_HEADERS,
+        expose_headers=("x-stream-id", "x-request-id", "retry-after"),
+    )
+    app.add_middleware(Edge, allowed_hosts=chosen.allowed_hosts)
+    document.describe(app)
+    return app

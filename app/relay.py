@@ -1,0 +1,235 @@
+"""One generation: from the permit to the one terminal event, whoever reads it meanwhile.
+
+The generation belongs to the relay, not to the request that began it. Readers come and go; what their going means is
+one number, `linger_s`: how long it runs on unread (0, some seconds, infinity).
+
+- It ends once, in one synchronous step (`_close`): the log gets its terminal event, the clocks stop, and whoever is
+  late finds the log closed and drops what it had. The task that talks to upstream is then cancelled; on its way out
+  it closes the connection, which needs no await, and when it is gone the permit is released.
+- Before the first carrying event a failed attempt may be repeated; after it never: a second generation would be text
+  said twice and paid for twice.
+- Limits are the relay's own (clocks.py). Once upstream has given a finish_reason the answer is whole, and no limit,
+  reset or garbage after it makes it a failure.
+"""
+
+import asyncio
+import math
+from collections.abc import Callable, Sequence
+from typing import Final, Literal
+
+import msgspec
+import stamina
+import structlog
+
+from app.admission.permits import Caller, Permit
+from app.attempt import Attempt, Terms, Upstream, Waiting
+from app.clocks import Clocks, Limit
+from app.decode import Complete, Decoder
+from app.errors import Phase, RelayError
+from app.events import Done, Failed, Piece, Usage
+from app.log.memory import MemoryLog, Reader
+from app.request import Chat
+
+REPEATABLE_STATUSES: Final = {408, 409, 429} | set(range(500, 600))
+"""Upstream's statuses that another attempt may cure, as the OpenAI SDKs have it."""
+
+FIRST_RETRY_SECONDS: Final = 0.2
+BYTES_PER_TOKEN: Final = 4
+
+Cause = Literal["finished", "failed", "deleted", "left", "drained"]
+
+logger = structlog.get_logger("app.relay")
+
+
+class Generation:
+    """An answer being made. `start` gives it its task; it is over when that task is."""
+
+    def __init__(
+        self, chat: Chat, owner: Caller, log: MemoryLog, permit: Permit, *, id: str, request_id: str, linger_s: float
+    ) -> None:
+        self.id: Final = id
+        self.chat: Final = chat
+        self.owner: Final = owner
+        self.log: Final = log
+        self.request_id: Final = request_id
+        self.linger_s: Final = linger_s
+        self.cause: Cause | None = None
+        self.detached = False
+        self.may_detach: Callable[[Generation], bool] = lambda _: True
+        self.on_end: Callable[[Generation], None] = lambda _: None
+        self.on_over: Callable[[Generation], None] = lambda _: None
+        self.clocks: Final = Clocks(chat.limits, self._expired)
+        self._permit = permit
+        self._pieces = 0
+        self._attempts = 0
+        self._first_carried_s: float | None = None
+        self._attempt: Attempt | None = None
+        self._grace: asyncio.TimerHandle | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self, upstream: Upstream, terms: Terms) -> None:
+        self._task = asyncio.create_task(self._run(upstream, terms), name=f"generation {self.id}")
+        self._task.add_done_callback(self._over)
+
+    @property
+    def waiting(self) -> Waiting:
+        """What a reader that hears nothing is waiting for."""
+        if self.log.carrying:
+            return "streaming"
+        return "connecting" if self._attempt is None else self._attempt.waiting
+
+    def usage(self) -> Usage:
+        """The usage known by now: upstream's, else the larger of the pieces and a quarter of the bytes."""
+        if self._attempt is not None and self._attempt.decoder is not None and self._attempt.decoder.usage is not None:
+            return self._attempt.decoder.usage
+        prompt = math.ceil(self.chat.prompt_bytes / BYTES_PER_TOKEN)
+        completion = max(self._pieces, math.ceil(self.log.text_bytes / BYTES_PER_TOKEN))
+        return Usage(prompt, completion, prompt + completion, "estimated")
+
+    # Readers: who reads, and what it means when nobody does.
+
+    def attach(self, after: int) -> Reader:
+        if self._grace is not None:
+            self._grace.cancel()
+        self.detached = False
+        return self.log.open_reader(after)
+
+    def leave(self, reader: Reader, *, may_return: bool) -> None:
+        """A reader has gone. One that cannot know the stream's id will not be back: nobody waits for it."""
+        reader.close()
+        if self.log.readers or self.log.closed is not None:
+            return
+        linger_s = self.linger_s if may_return else 0.0
+        if linger_s == math.inf and self.may_detach(self):
+            self.detached = True
+        elif 0 < linger_s < math.inf:
+            self._grace = asyncio.get_running_loop().call_later(linger_s, self._grace_over)
+        else:
+            self.cancel("left")
+
+    def _grace_over(self) -> None:
+        if not self.log.readers:
+            self.cancel("left")
+
+    # Ends: the first wins.
+
+    def cancel(self, cause: Cause = "deleted") -> None:
+        """The caller wants no more: a proper end, with the usage that is known."""
+        self._close(self._done("cancelled", self.usage()), cause)
+
+    def fail(self, error: RelayError, cause: Cause = "failed") -> None:
+        phase = error.problem.phase or self._phase()
+        filled = msgspec.structs.replace(
+            error.problem, partial=self._pieces > 0, request_id=self.request_id, phase=phase
+        )
+        self._close(Failed(filled), cause)
+
+    def drain(self) -> None:
+        message = "the relay is shutting down"
+        self.fail(RelayError("draining", message, phase="relay", retry_after_s=1.0), "drained")
+
+    async def over(self) -> None:
+        """Waits until nothing of it remains: no task, and so no connection, permit or timer."""
+        if self._task is not None:
+            await asyncio.wait([self._task])
+
+    def _complete(self, whole: Complete) -> None:
+        self._close(self._done(whole.finish_reason, whole.usage or self.usage()), "finished")
+
+    def _expired(self, limit: Limit) -> None:
+        decoder = None if self._attempt is None else self._attempt.decoder
+        if decoder is not None and decoder.finished:
+            decoder.receive_eof()
+            if isinstance(decoder.end, Complete):
+                return self._complete(decoder.end)
+        phase: Phase = "stream" if self.log.carrying else "first_token"
+        message = f"upstream passed the {limit} limit of {getattr(self.chat.limits, limit, 0):g} s"
+        return self.fail(RelayError("upstream_timeout", message, phase=phase))
+
+    def _close(self, terminal: Done | Failed, cause: Cause) -> None:
+        if not self.log.close(terminal):
+            return
+        self.cause = cause
+        self.clocks.stop()
+        if self._grace is not None:
+            self._grace.cancel()
+        if self._task is not None and self._task is not asyncio.current_task():
+            self._task.cancel()
+        self.on_end(self)
+        self._tell(terminal)
+
+    def _over(self, _task: asyncio.Task[None]) -> None:
+        if self.log.closed is None:
+            self.drain()  # its task was ended from outside: the process is going down
+        self._permit.release()
+        self.on_over(self)
+
+    def _done(self, finish_reason: str, usage: Usage) -> Done:
+        return Done(finish_reason, usage, self._first_carried_s, self.clocks.elapsed_s)
+
+    def _phase(self) -> Phase:
+        return "stream" if self.log.carrying else "connect" if self.waiting == "connecting" else "first_token"
+
+    def _tell(self, terminal: Done | Failed) -> None:
+        logger.info(
+            "stream",
+            stream=self.id,
+            request_id=self.request_id,
+            model=self.chat.model,
+            cause=self.cause,
+            code=terminal.error.code if isinstance(terminal, Failed) else None,
+            attempts=self._attempts,
+            pieces=self._pieces,
+            text_bytes=self.log.text_bytes,
+            first_token_s=self._first_carried_s,
+            total_s=round(self.clocks.elapsed_s, 3),
+        )
+
+    # The task: attempts, bounded, and what they bring.
+
+    async def _run(self, upstream: Upstream, terms: Terms) -> None:
+        try:
+            async for attempt in stamina.retry_context(
+                on=lambda error: self._repeat(error, terms),
+                attempts=terms.attempts,
+                timeout=None,
+                wait_initial=FIRST_RETRY_SECONDS,
+                wait_max=terms.max_retry_wait_s,
+                wait_jitter=FIRST_RETRY_SECONDS,
+            ):
+                with attempt:
+                    await self._try(upstream, terms)
+        except RelayError as error:
+            self.fail(error)
+        except Exception:
+            logger.exception("internal", stream=self.id, request_id=self.request_id)
+            self.fail(RelayError("internal", "a fault of the relay; quote the request id", phase="relay"))
+
+    async def _try(self, upstream: Upstream, terms: Terms) -> None:
+        def deliver(pieces: Sequence[Piece], decoder: Decoder) -> None:
+            if pieces:
+                self._pieces += len(pieces)
+                self.log.append(pieces)
+                self.clocks.carried()
+            if decoder.carrying and not self.log.carrying:
+                self._first_carried_s = self.clocks.elapsed_s
+                self.log.mark_carrying()
+            if decoder.finished:
+                self.clocks.finishing(terms.usage_wait_s)
+
+        self._attempts += 1
+        self._attempt = Attempt(self.chat, self.log, self.clocks, deliver=deliver, complete=self._complete)
+        await self._attempt.run(upstream, terms.decode)
+
+    def _repeat(self, error: BaseException, terms: Terms) -> bool | float:
+        """Whether another attempt may help, or after how many seconds upstream says it will."""
+        if not isinstance(error, RelayError) or self.log.carrying:
+            return False
+        problem = error.problem
+        status = problem.upstream_status
+        unreached = status is None and (problem.code == "upstream_unavailable" or problem.phase == "connect")
+        if not unreached and (status not in REPEATABLE_STATUSES or not (problem.retryable or status == 409)):
+            return False
+        if problem.retry_after_s is None:
+            return True
+        return problem.retry_after_s < min(terms.max_retry_wait_s, self.clocks.remaining_s) and problem.retry_after_s

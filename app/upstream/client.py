@@ -1,0 +1,121 @@
+"""The only user of AsyncOpenAI: it builds the request (auth, URL, headers) and names what went wrong.
+
+Its own stream class is not used: reading the body ourselves costs a thirtieth per token, and the SDK's parser takes a
+cut stream for a whole one. Its retries are off: they sleep in our process and know nothing of the caller's limits.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from typing import Any, Final, cast
+
+import httpx2
+import openai
+from openai import AsyncOpenAI
+from openai._types import Omit
+
+from app.decode import from_status
+from app.errors import RelayError
+from app.upstream.transport import Body, Transport, on_sent
+
+FINISH_SECONDS: Final = 0.1
+"""How long the end of a finished answer is waited for: a body read to its end lets its connection be used again."""
+
+_TELLTALES: Final = ("Arch", "Async", "Lang", "OS", "Package-Version", "Runtime", "Runtime-Version", "Retry-Count")
+_HEADERS: Final[dict[str, str | Omit]] = {
+    "Accept": "text/event-stream",
+    "Accept-Encoding": "identity",
+    **{f"X-Stainless-{name}": Omit() for name in _TELLTALES},
+}
+
+
+class Answer:
+    """An upstream's answer whose head has come. Whoever has it closes it."""
+
+    def __init__(self, response: httpx2.Response, body: Body) -> None:
+        self.status: int = response.status_code
+        self.content_type: str | None = response.headers.get("content-type")
+        self.content_encoding: str | None = response.headers.get("content-encoding")
+        self.read_nowait = body.read_nowait
+        self.read = body.read
+        self.close = body.close
+
+    async def finish(self) -> None:
+        """Reads on to the end, if that is near: only then can the connection be used again."""
+        with contextlib.suppress(TimeoutError, RelayError):
+            async with asyncio.timeout(FINISH_SECONDS):
+                while await self.read():
+                    pass
+
+
+class Upstream:
+    """One OpenAI-compatible service."""
+
+    def __init__(self, base_url: str, api_key: str | None, *, user_agent: str) -> None:
+        self._bodies = Transport()
+        self._headers: Final = _HEADERS | {"User-Agent": user_agent} | ({} if api_key else {"Authorization": Omit()})
+        self._client = AsyncOpenAI(
+            api_key=api_key or "none",
+            base_url=base_url,
+            max_retries=0,
+            http_client=httpx2.AsyncClient(transport=self._bodies, follow_redirects=False, trust_env=False),
+        )
+        self._asks_usage = True
+
+    async def open(self, payload: dict[str, object], *, connect_s: float, sent: Callable[[], None]) -> Answer:
+        """Asks for a streamed answer and returns when its head is there; `sent` is called when the request has left.
+
+        Raises `RelayError`: a status that is no success, or `upstream_timeout` (connect), `upstream_unavailable`,
+        `upstream_protocol`.
+        """
+        try:
+            return await self._open(payload, connect_s, sent)
+        except RelayError as error:
+            if not self._refuses_usage(error):
+                raise
+        self._asks_usage = False
+        return await self._open(payload, connect_s, sent)
+
+    async def aclose(self) -> None:
+        await self._client.close()
+
+    async def _open(self, payload: dict[str, object], connect_s: float, sent: Callable[[], None]) -> Answer:
+        usage: dict[str, object] = {"stream_options": {"include_usage": True}} if self._asks_usage else {}
+        token = on_sent.set(sent)
+        try:
+            response = await self._post(payload | {"stream": True} | usage, connect_s)
+        except openai.APIStatusError as error:
+            answer = error.response
+            raise from_status(answer.status_code, answer.content, answer.headers.get("retry-after")) from None
+        except openai.APITimeoutError:
+            raise RelayError("upstream_timeout", "connecting to upstream took too long", phase="connect") from None
+        except openai.APIConnectionError as error:
+            raise _lost(error.__cause__) from None
+        finally:
+            on_sent.reset(token)
+        return Answer(response, cast(Body, response.extensions["body"]))
+
+    async def _post(self, body: dict[str, object], connect_s: float, *, streamed: bool = True) -> httpx2.Response:
+        response: Any = await self._client.post(
+            "/chat/completions",
+            cast_to=httpx2.Response,
+            body=body,
+            options={"headers": self._headers, "timeout": httpx2.Timeout(None, connect=connect_s)},
+            stream=streamed,
+        )
+        return cast(httpx2.Response, response)
+
+    def _refuses_usage(self, error: RelayError) -> bool:
+        """Some services know no `stream_options`; the first refusal that names it is the last time it is sent."""
+        problem = error.problem
+        return self._asks_usage and problem.code == "upstream_rejected" and "stream_options" in problem.message
+
+
+def _lost(cause: BaseException | None) -> RelayError:
+    match cause:
+        case httpx2.ConnectError():
+            return RelayError("upstream_unavailable", "upstream cannot be reached", phase="connect")
+        case httpx2.RemoteProtocolError():
+            return RelayError("upstream_protocol", "upstream does not speak HTTP")
+        case _:
+            return RelayError("upstream_unavailable", "upstream closed the connection before it answered")
