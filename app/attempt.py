@@ -1,11 +1,10 @@
 """One attempt at upstream: its answer's bytes become pieces, a turn of the loop at a time.
 
-A turn takes at most one read (16 KiB) or 64 frames; where more is at hand already, the others on the loop go first.
+A turn takes at most one read (16 KiB) or 64 frames; one that is heavy waits for its place among the others (turns.py).
 What has been decoded is delivered before a failure that followed it is raised. An answer is closed whatever happens;
 closing needs no await, so that cancelling an attempt leaves nothing behind.
 """
 
-import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Literal, Protocol
 
@@ -18,6 +17,7 @@ from app.errors import RelayError
 from app.events import Piece
 from app.log.memory import MemoryLog
 from app.request import Chat
+from app.turns import HEAVY_BYTES, Turns
 
 Waiting = Literal["connecting", "waiting", "streaming"]
 
@@ -29,7 +29,6 @@ class Answer(Protocol):
     content_type: str | None
     content_encoding: str | None
 
-    def read_nowait(self) -> bytes: ...
     async def read(self) -> bytes: ...
     async def finish(self) -> None: ...
     def close(self) -> None: ...
@@ -58,6 +57,7 @@ class Attempt:
         chat: Chat,
         log: MemoryLog,
         clocks: Clocks,
+        turns: Turns,
         *,
         deliver: Callable[[Sequence[Piece], Decoder], None],
         complete: Callable[[Complete], None],
@@ -67,6 +67,7 @@ class Attempt:
         self._chat = chat
         self._log = log
         self._clocks = clocks
+        self._turns = turns
         self._deliver = deliver
         self._complete = complete
 
@@ -103,13 +104,12 @@ class Attempt:
 
     async def _turn(self, answer: Answer, decoder: Decoder) -> None:
         if decoder.backlog:
-            await asyncio.sleep(0)
+            await self._turns.take()
             pieces = decoder.receive_data(b"")
-        elif data := answer.read_nowait():
-            await asyncio.sleep(0)
-            pieces = decoder.receive_data(data)
         else:
             data = await answer.read()
+            if len(data) > HEAVY_BYTES:
+                await self._turns.take()
             pieces = decoder.receive_data(data) if data else decoder.receive_eof()
         self._deliver(pieces, decoder)
         if self._log.crowded:

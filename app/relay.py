@@ -29,6 +29,7 @@ from app.errors import Phase, RelayError
 from app.events import Done, Failed, Piece, Usage
 from app.log.memory import MemoryLog, Reader
 from app.request import Chat
+from app.turns import Turns
 
 REPEATABLE_STATUSES: Final = {408, 409, 429} | set(range(500, 600))
 """Upstream's statuses that another attempt may cure, as the OpenAI SDKs have it."""
@@ -67,7 +68,8 @@ class Generation:
         self._grace: asyncio.TimerHandle | None = None
         self._task: asyncio.Task[None] | None = None
 
-    def start(self, upstream: Upstream, terms: Terms) -> None:
+    def start(self, upstream: Upstream, terms: Terms, turns: Turns) -> None:
+        self._turns = turns
         self._task = asyncio.create_task(self._run(upstream, terms), name=f"generation {self.id}")
         self._task.add_done_callback(self._over)
 
@@ -218,7 +220,7 @@ class Generation:
                 self.clocks.finishing(terms.usage_wait_s)
 
         self._attempts += 1
-        self._attempt = Attempt(self.chat, self.log, self.clocks, deliver=deliver, complete=self._complete)
+        self._attempt = Attempt(self.chat, self.log, self.clocks, self._turns, deliver=deliver, complete=self._complete)
         await self._attempt.run(upstream, terms.decode)
 
     def _repeat(self, error: BaseException, terms: Terms) -> bool | float:

@@ -35,6 +35,9 @@ BACKLOG: Final = 8192
 SEND_BUFFER_BYTES: Final = 96 * 1024
 """The kernel doubles it; without it some 4 MB of an unread stream would vanish into the socket."""
 
+WRITE_BUFFER_BYTES: Final = 16 * 1024
+"""What waits in the process for a client that is slower than its stream; the kernel's buffer comes before it."""
+
 VANISHED_SECONDS: Final = 20
 """A peer that acknowledges nothing, or answers no probe, for so long is gone."""
 
@@ -58,6 +61,10 @@ class Protocol(HttpToolsProtocol):
 
     max_header_bytes = 64 * 1024
     _head_bytes = 0
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        transport.set_write_buffer_limits(high=WRITE_BUFFER_BYTES)
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
@@ -178,7 +185,8 @@ class Server(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """The first signal begins the drain, the second ends it. Either way the process ends well, with status 0."""
-        self._loop.call_soon_threadsafe(self._end_now if self.should_exit else self._begin_drain)
+        self.force_exit = self.should_exit
+        self._loop.call_soon_threadsafe(self._end_now if self.force_exit else self._begin_drain)
         self.should_exit = True
 
     def _make_protocol(self) -> asyncio.Protocol:

@@ -22,6 +22,7 @@ from app.log.memory import Budget, MemoryLog, Reader
 from app.relay import Generation
 from app.request import Chat, OnDisconnect
 from app.settings import Settings
+from app.turns import Turns
 
 GONE_SECONDS: Final = 24 * 3600
 GONE_MAX: Final = 100_000
@@ -53,6 +54,7 @@ class Streams:
         self._keys: dict[tuple[Caller, str], tuple[Key, Generation]] = {}
         self._key_of: dict[str, Key] = {}
         self._gone: OrderedDict[str, tuple[float, Caller]] = OrderedDict()
+        self.turns: Final = Turns()
         self._closed = False
         self.draining = False
 
@@ -74,7 +76,7 @@ class Streams:
         if key is not None:
             self._keys[key.caller, key.value] = (key, generation)
             self._key_of[generation.id] = key
-        generation.start(self._upstream, self._terms)
+        generation.start(self._upstream, self._terms, self.turns)
         return generation, generation.attach(-1)
 
     def find(self, stream_id: str, caller: Caller) -> Generation:

@@ -28,6 +28,7 @@ from app.events import Failed
 from app.log.memory import Reader
 from app.relay import Generation
 from app.settings import Settings
+from app.turns import Turns
 from app.wire import native
 
 AGE_JITTER: Final = 0.1
@@ -59,6 +60,7 @@ class StreamResponse(EventSourceResponse):
         reader: Reader,
         shape: native.Shape,
         manners: Manners,
+        turns: Turns,
         *,
         hold_s: float,
         known: bool,
@@ -71,6 +73,7 @@ class StreamResponse(EventSourceResponse):
         self._reader = reader
         self._shape = shape
         self._manners = manners
+        self._turns = turns
         self._hold_s = hold_s
         self._known = known
         self._holding = self._ping_due = self._too_old = self._cut_off = False
@@ -136,7 +139,7 @@ class StreamResponse(EventSourceResponse):
                 if over:
                     return
                 if reader.behind:
-                    await asyncio.sleep(0)  # `send` waits for nothing while the socket takes all: let others go
+                    await self._turns.take()  # `send` waits for nothing while the socket takes all: let others go
             elif log.closed is not None or self._too_old:
                 await self._write(send, b"" if log.closed is None else native.END, more=False)
                 return

@@ -144,7 +144,10 @@ def _response(
     shape = native.Shape(
         generation.id, ids=ids and generation.log.resumable, padding_bytes=settings.first_frame_padding_bytes
     )
-    return StreamResponse(generation, reader, shape, manners(settings), hold_s=hold_s, known=known, headers=headers)
+    turns = parts(request).streams.turns
+    return StreamResponse(
+        generation, reader, shape, manners(settings), turns, hold_s=hold_s, known=known, headers=headers
+    )
 
 
 def _ids(request: Request) -> bool:

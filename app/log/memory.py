@@ -21,8 +21,8 @@ from app.log import codec
 ENTRY_OVERHEAD_BYTES: Final = 150
 """What an entry costs beside its text: struct, string header and list slot (measured)."""
 
-TAKE_ENTRIES: Final = 64
-"""The most a reader takes in one turn of the loop."""
+TAKE_ENTRIES: Final = 256
+"""The most a reader takes at once: more than a writer brings in a turn, so that whoever fell behind catches up."""
 
 
 def size_of(event: Event) -> int:
@@ -68,8 +68,8 @@ class MemoryLog:
         self._forgotten_bytes = 0
         self._pages: list[bytes] | None = None
         self._room: asyncio.Future[None] | None = None
-        budget.used_bytes += ENTRY_OVERHEAD_BYTES
-        self.kept_bytes = ENTRY_OVERHEAD_BYTES
+        self.kept_bytes = 0
+        self._charge(ENTRY_OVERHEAD_BYTES)
 
     @property
     def next_seq(self) -> int:
@@ -92,8 +92,7 @@ class MemoryLog:
         self.closed = terminal
         self._add([terminal])
         if self.resumable and self.live_from is None:
-            self._pages = codec.pack(self._entries)
-            self._entries = []
+            self._pack()
         return True
 
     def open_reader(self, after: int = -1) -> "Reader":
@@ -117,8 +116,7 @@ class MemoryLog:
 
     def release(self) -> None:
         """Gives the bytes back: nobody will read this log again."""
-        self._budget.used_bytes -= self.kept_bytes
-        self.kept_bytes = 0
+        self._charge(-self.kept_bytes)
         self._entries, self._pages = [], []
         self.live_from = 0
 
@@ -159,14 +157,23 @@ class MemoryLog:
             end += size + ENTRY_OVERHEAD_BYTES
             self._ends.append(end)
         self._entries.extend(events)
-        self.kept_bytes += end - before
-        self._budget.used_bytes += end - before
-        if self.resumable and self.live_from is None and self.full and self.closed is None:
+        self._charge(end - before)
+        if self.resumable and self.live_from is None and self.closed is None and self.full:
             self.live_from = self.next_seq
             self._forget()
         elif not self.readers and self.live_from is not None:
             self._forget()
         self._wake()
+
+    def _pack(self) -> None:
+        self._pages = codec.pack(self._entries)
+        self._first = self.next_seq
+        self._entries, self._ends = [], array("q")
+        self._charge(sum(map(len, self._pages)) - self.kept_bytes)
+
+    def _charge(self, size: int) -> None:
+        self.kept_bytes += size
+        self._budget.used_bytes += size
 
     def _bytes_through(self, seq: int) -> int:
         """Bytes of the kept entries up to and with `seq`."""
@@ -181,8 +188,7 @@ class MemoryLog:
             return
         dropped = self._bytes_through(through)
         self._forgotten_bytes += dropped
-        self.kept_bytes -= dropped
-        self._budget.used_bytes -= dropped
+        self._charge(-dropped)
         del self._entries[:count], self._ends[:count]
         self._first += count
 

@@ -36,7 +36,6 @@ class Answer:
         self.status: int = response.status_code
         self.content_type: str | None = response.headers.get("content-type")
         self.content_encoding: str | None = response.headers.get("content-encoding")
-        self.read_nowait = body.read_nowait
         self.read = body.read
         self.close = body.close
 

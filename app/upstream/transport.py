@@ -37,10 +37,6 @@ class Body(httpx2.AsyncByteStream):
         connection = response.connection
         self._protocol = None if connection is None else connection.protocol
 
-    def read_nowait(self) -> bytes:
-        """What has already arrived; nothing when that is nothing, or when the connection has broken."""
-        return b"" if self._content.exception() is not None else self._content.read_nowait(READ_BYTES)
-
     async def read(self) -> bytes:
         """The next piece, empty at the end; raises `upstream_unavailable` when the connection was reset."""
         try:
@@ -125,7 +121,7 @@ def _session() -> aiohttp.ClientSession:
         connector=connector,
         cookie_jar=aiohttp.DummyCookieJar(),
         auto_decompress=False,
-        read_bufsize=READ_BYTES,
+        read_bufsize=READ_BYTES // 2,  # aiohttp stops reading at twice this
         trace_configs=[trace],
         skip_auto_headers=("User-Agent", "Accept-Encoding"),
     )

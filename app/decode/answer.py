@@ -1,0 +1,158 @@
+"""Chunks → pieces, and the one end of an answer.
+
+The contract:
+
+- `end` is set once, to `Complete` or to a `RelayError`; what comes after it is nobody's.
+- `finished` is latched by a finish_reason. From then on nothing that upstream says can make a failure of the answer:
+  the caller has it whole. What still comes (usage, more text, another finish_reason) is taken until upstream ends.
+- `carrying` is latched by the first chunk that carries something. Before it a failure can still be an HTTP status, and
+  a refused request is the caller's; after it text may be delivered, and the same refusal is upstream's failure.
+- Within one chunk text counts first, then an error, then the finish_reason: a failure that comes with a "stop" is one.
+"""
+
+from collections.abc import Sequence
+
+import msgspec
+
+from app.decode import failure
+from app.decode.fields import Chunk, Says, Tokens, ToolPart
+from app.decode.text import Channel, pieces
+from app.decode.tools import MAX_NAME_CHARACTERS, ToolCalls
+from app.errors import RelayError
+from app.events import Delta, Piece, Reasoning, Refusal, ToolCall, Usage
+
+ERROR_REASONS = frozenset({"error", "insufficient_system_resource"})
+"""Finish reasons that are failures: OpenRouter's and DeepSeek's."""
+
+
+class Limits(msgspec.Struct, frozen=True):
+    """What one upstream answer may cost, and whether it must say that it is whole.
+
+    `max_event_bytes` holds for one frame, or a whole body that is no event stream; `max_answer_bytes` for the UTF-8 of
+    all text, reasoning, refusal and arguments. `finish_optional`: an end without a finish_reason counts as whole.
+    """
+
+    max_event_bytes: int
+    max_answer_bytes: int
+    finish_optional: bool = False
+
+
+class Complete(msgspec.Struct, frozen=True):
+    """The answer is whole. `usage` is what upstream reported, if it did."""
+
+    finish_reason: str
+    usage: Usage | None
+
+
+class Answer:
+    """The state of one upstream answer; `pieces` are for the caller to take."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._bytes = 0
+        self._content, self._reasoning, self._refusal = Channel(), Channel(), Channel()
+        self._tools = ToolCalls()
+        self._finish_reason = ""
+        self._pieces: list[Piece] = []
+        self.carrying = False
+        self.usage: Usage | None = None
+        self.end: Complete | RelayError | None = None
+
+    @property
+    def finished(self) -> bool:
+        return bool(self._finish_reason)
+
+    def take(self) -> list[Piece]:
+        """The pieces since the last time."""
+        taken, self._pieces = self._pieces, []
+        return taken
+
+    def receive(self, chunk: Chunk) -> None:
+        """Raises `RelayError` for what ends the answer."""
+        error, finish_reason = chunk.error, None
+        for choice in chunk.choices or ():
+            if choice is None or choice.index:  # rule 8: choices other than index 0 are not ours
+                continue
+            if choice.delta is not None:
+                self._says(choice.delta)
+            error = error or choice.error
+            finish_reason = choice.finish_reason or finish_reason
+            if choice.usage is not None:
+                self._report(choice.usage)
+        if chunk.x_groq is not None and chunk.x_groq.usage is not None:
+            self._report(chunk.x_groq.usage)
+        if chunk.usage is not None:
+            self._report(chunk.usage)
+        if error is not None:
+            self.receive_error(error)
+        if finish_reason:
+            self._finish(finish_reason)
+
+    def receive_error(self, error: object) -> None:
+        """What upstream told of a failure. Raises it, unless the answer is finished: then it failed at nothing."""
+        if not self.finished:
+            raise failure.in_band(error, carrying=self.carrying)
+
+    def receive_eof(self, *, cut: bool = False) -> None:
+        """Upstream ended, by `[DONE]` or by closing; `cut`: its encoding shows that something is missing."""
+        if self.finished:
+            self._close(Complete(self._finish_reason, self.usage))
+        elif self._limits.finish_optional and self.carrying and not cut:
+            self._close(Complete("unknown", self.usage))
+        else:
+            self._close(RelayError("upstream_truncated", "upstream ended before its answer was whole"))
+
+    def fail(self, error: RelayError) -> None:
+        """Upstream cannot be read any further."""
+        self._close(Complete(self._finish_reason, self.usage) if self.finished else error)
+
+    def _close(self, end: Complete | RelayError) -> None:
+        self._pieces += map(Delta, pieces(self._content.receive_eof()))
+        self._pieces += map(Reasoning, pieces(self._reasoning.receive_eof()))
+        self._pieces += map(Refusal, pieces(self._refusal.receive_eof()))
+        for call in self._tools.calls.values():
+            self._pieces += (ToolCall(call.index, None, None, rest) for rest in pieces(call.arguments.receive_eof()))
+        self.end = end
+
+    def _says(self, says: Says) -> None:
+        if thought := says.reasoning_content or says.reasoning:  # gateways send the same under both names
+            self._pieces += map(Reasoning, self._passed(self._reasoning, thought))
+        if says.content:
+            self._pieces += map(Delta, self._passed(self._content, says.content))
+        if says.refusal:
+            self._pieces += map(Refusal, self._passed(self._refusal, says.refusal))
+        for part in says.tool_calls or ():
+            if part is not None:
+                self._tool_part(part)
+        if says.function_call is not None and not says.tool_calls:
+            # What tool calls were called before November 2023; there was one, so it has an index.
+            self._tool_part(ToolPart(0, None, says.function_call))
+
+    def _passed(self, channel: Channel, text: str) -> Sequence[str]:
+        self.carrying = True
+        text = channel.receive(text)
+        self._bytes += len(text) if text.isascii() else len(text.encode())
+        if self._bytes > self._limits.max_answer_bytes:
+            limit = self._limits.max_answer_bytes
+            raise RelayError("upstream_protocol", f"upstream sent an answer of more than {limit} bytes")
+        return pieces(text)
+
+    def _tool_part(self, part: ToolPart) -> None:
+        if not (part.id or part.name or part.arguments):
+            return
+        call = self._tools.find(part)
+        call_id, name = call.news(part)
+        first, *more = self._passed(call.arguments, part.arguments) or ("",)
+        if call_id or name or first:
+            self._pieces.append(ToolCall(call.index, call_id, name, first))
+            self._pieces += (ToolCall(call.index, None, None, rest) for rest in more)
+
+    def _report(self, tokens: Tokens) -> None:
+        self.usage = tokens.as_usage() or self.usage
+
+    def _finish(self, finish_reason: str) -> None:
+        if finish_reason in ERROR_REASONS:
+            self.receive_error({"message": finish_reason})
+            return
+        self.carrying = True
+        self._finish_reason = finish_reason[:MAX_NAME_CHARACTERS]

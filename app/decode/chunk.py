@@ -1,0 +1,38 @@
+"""One payload → the few fields of a chunk that mean something to the relay, read strictly.
+
+This is the hot path: msgspec skips the rest without building it. What it refuses goes through `tolerant`, which makes
+the same structs, so that nothing behind this door knows which way a chunk came.
+"""
+
+from typing import Literal
+
+import msgspec
+
+from app.decode import tolerant
+from app.decode.fields import Chunk
+
+_STRICT = msgspec.json.Decoder(Chunk)
+
+
+def read_chunk(payload: bytes) -> Chunk | None:
+    """The chunk, or None for JSON that is no object. Raises `ValueError` for what is no JSON at all."""
+    try:
+        chunk = _STRICT.decode(payload)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return _read_tolerantly(payload)
+    if chunk.error is None and chunk.type is None and chunk.object != "error":
+        return chunk
+    return _read_tolerantly(payload)  # an error is understood from the whole document
+
+
+def read_completion(body: bytes) -> Chunk | None:
+    """A whole completion, not streamed, as one chunk; None and `ValueError` as above."""
+    return _read_tolerantly(body, "message")
+
+
+def _read_tolerantly(payload: bytes, says: Literal["delta", "message"] = "delta") -> Chunk | None:
+    try:
+        document = tolerant.read(payload)
+        return tolerant.chunk(document, says) if isinstance(document, dict) else None
+    except RecursionError:
+        raise ValueError("nested too deeply") from None

@@ -1,0 +1,173 @@
+"""One upstream answer, from its bytes to pieces and one end: the only door of this package for bytes.
+
+The bytes pass through at most four parts, each pulled by the next, so that a turn does a bounded amount of work: the
+content encoding (`inflate`), the framing (`sse`), the payload (`chunk`), the answer (`answer`). A body that is no event
+stream skips the framing: it is collected, and read when it is whole.
+"""
+
+import zlib
+from collections.abc import Callable
+from typing import Final
+
+from app.decode.answer import Answer, Complete, Limits
+from app.decode.chunk import read_chunk, read_completion
+from app.decode.failure import loosely
+from app.decode.fields import Chunk
+from app.decode.inflate import ContentDecoder, Identity, content_decoder
+from app.decode.sse import BOM, Frame, Frames
+from app.errors import RelayError
+from app.events import Piece, Usage
+
+MAX_FRAMES_PER_CALL: Final = 64
+"""What one turn of the loop may handle of a stream, so that a flood upstream starves nobody."""
+
+KEEP_ALIVES = frozenset({b"ping", b"keepalive", b"keep-alive", b"keep_alive", b"heartbeat"})
+NO_CONTENT_STATUSES = frozenset({204, 205})
+
+
+class Decoder:
+    """Decodes one upstream answer (one attempt). Nothing is raised: a failure is the `end`, and pieces before it stay.
+
+    `content_type` and `content_encoding` are the headers' values, None where missing. A missing content type is taken
+    for an event stream.
+    """
+
+    def __init__(
+        self, limits: Limits, *, content_type: str | None, content_encoding: str | None, status: int = 200
+    ) -> None:
+        self._max_event_bytes = limits.max_event_bytes
+        self._answer = Answer(limits)
+        self._encoded: ContentDecoder = Identity()
+        media_type = (content_type or "").partition(";")[0].strip().lower()
+        self._frames = Frames(limits.max_event_bytes) if media_type in ("", "text/event-stream") else None
+        self._frames_wait = False
+        self._body = bytearray()
+        self.backlog = False
+        """More waits to be decoded: call `receive_data(b"")` before giving more, and before `receive_eof`."""
+        try:
+            self._encoded = content_decoder(content_encoding)
+            if status in NO_CONTENT_STATUSES:
+                raise RelayError("upstream_protocol", "upstream sent no content", upstream_status=status)
+        except RelayError as error:
+            self._answer.fail(error)
+
+    @property
+    def finished(self) -> bool:
+        """A finish_reason was seen: the answer is whole, whatever happens now."""
+        return self._answer.finished
+
+    @property
+    def carrying(self) -> bool:
+        """Content, reasoning, refusal, a tool call or a finish_reason was seen."""
+        return self._answer.carrying
+
+    @property
+    def usage(self) -> Usage | None:
+        """What upstream reported last."""
+        return self._answer.usage
+
+    @property
+    def end(self) -> Complete | RelayError | None:
+        """How the answer ended, set once. Bytes after it are ignored."""
+        return self._answer.end
+
+    def receive_data(self, data: bytes) -> list[Piece]:
+        """The pieces in these bytes, of at most 64 frames; the rest waits (`backlog`)."""
+        self._attempt(lambda: self._receive(data))
+        return self._answer.take()
+
+    def receive_eof(self) -> list[Piece]:
+        """The pieces that waited for the end of the body; `end` is set afterwards."""
+        pieces: list[Piece] = []
+        while self.backlog:
+            pieces += self.receive_data(b"")
+        self._attempt(self._receive_eof)
+        return pieces + self._answer.take()
+
+    def _attempt(self, step: Callable[[], None]) -> None:
+        try:
+            if self._answer.end is None:
+                step()
+        except RelayError as error:
+            self._answer.fail(error)
+        except zlib.error:
+            self._answer.fail(RelayError("upstream_protocol", "upstream sent a broken compressed answer"))
+        if self._answer.end is not None:
+            self.backlog = False
+
+    def _receive(self, data: bytes) -> None:
+        self._encoded.receive(data)
+        if self._frames is None:
+            self._collect(self._encoded.take())
+        else:
+            if not self._frames_wait:
+                self._frames.receive(self._encoded.take())
+            self._take_frames(self._frames)
+        self.backlog = self._frames_wait or self._encoded.waiting
+
+    def _receive_eof(self) -> None:
+        if self._frames is None:
+            self._read_body()
+        else:
+            self._frames.receive_eof()
+            self._take_frames(self._frames)
+        if self._answer.end is None:
+            self._answer.receive_eof(cut=not self._encoded.whole)
+
+    def _take_frames(self, frames: Frames) -> None:
+        self._frames_wait = True
+        for _ in range(MAX_FRAMES_PER_CALL):
+            frame = frames.next_frame()
+            if frame is None:
+                self._frames_wait = False
+                return
+            self._receive_frame(frame)
+            if self._answer.end is not None:
+                return
+
+    def _receive_frame(self, frame: Frame) -> None:
+        payload = frame.data
+        if frame.event:
+            event = frame.event.strip().lower()
+            if event in KEEP_ALIVES:
+                return
+            if event == b"error":
+                self._answer.receive_error(loosely(payload))
+                return
+        if not payload.startswith(b"{"):
+            payload = payload.strip()
+            if payload == b"[DONE]":
+                self._answer.receive_eof()
+                return
+            if not payload or payload.startswith(b":"):
+                return
+        self._receive_payload(payload)
+
+    def _receive_payload(self, payload: bytes) -> None:
+        try:
+            chunk = read_chunk(payload)
+        except ValueError:
+            if not self._answer.finished:
+                raise RelayError("upstream_protocol", "upstream sent an event that is no JSON") from None
+            return
+        if chunk is not None:
+            self._answer.receive(chunk)
+
+    def _collect(self, data: bytes) -> None:
+        self._body += data
+        if len(self._body) > self._max_event_bytes:
+            raise RelayError("upstream_protocol", "upstream sent a large body that is no event stream")
+
+    def _read_body(self) -> None:
+        try:
+            chunk = read_completion(bytes(self._body).removeprefix(BOM))
+        except ValueError:
+            chunk = None
+        if chunk is None or not (chunk.error or _is_whole(chunk)):
+            raise RelayError("upstream_protocol", "upstream sent neither an event stream nor a completion")
+        self._answer.receive(chunk)
+
+
+def _is_whole(completion: Chunk) -> bool:
+    """Is there a message of choice 0?"""
+    return any(choice and choice.delta and not choice.index for choice in completion.choices or ())

@@ -1,0 +1,450 @@
+/* load.c: opens many chat streams at once and measures what arrives, and when.
+ *
+ * One thread, epoll, HTTP/1.1. CONCURRENCY slots each ask for one stream after another, over the same connection
+ * while the server keeps it. Every stamp of upstream.c ("@" and 19 digits of CLOCK_MONOTONIC) is one token, wherever
+ * the server cut it; its latency is now minus the stamp. A stream ends with its HTTP body (chunked, of a known length
+ * or to the end of the connection) and is ok when its status was 200 and it brought all its TOKENS.
+ *
+ * build: cc -O2 -o load load.c
+ * run:   load PORT PATH BODY-FILE STREAMS CONCURRENCY TOKENS [HEADER ...]     a HEADER is "Name: value"
+ *
+ *     LOAD_ABORT_AFTER=K       hang up on each stream after its K-th token
+ *     LOAD_ABORT_AFTER_MS=K    hang up on each stream K ms after it was asked for
+ *     LOAD_ABORT_SPREAD_MS=K   and up to K ms later, at random
+ *     LOAD_HOLD=1              once every stream has brought a token, say {"standing":N} and keep them until stdin ends
+ *     LOAD_RAMP_US=K           at the start, wait K microseconds between opening two connections
+ *
+ * prints one line of JSON; exits 0 when every stream was ok or hung up on as asked, 1 when not, 2 when misused.
+ */
+#define _GNU_SOURCE
+#include <arpa/inet.h>
+#include <ctype.h>
+#include <errno.h>
+#include <netinet/tcp.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <time.h>
+#include <unistd.h>
+
+enum {
+    HEAD_MAX = 8192,
+    BODY_MAX = 1 << 20,
+    TAIL_MAX = 512,          /* of a stream's last bytes, where an error event would be */
+    STAMP_DIGITS = 19,
+    SAMPLES_MAX = 8000000,   /* latencies kept; memory is touched only as far as it is used */
+    SOURCES = 8,             /* 127.0.0.2 … .9: one address alone would run out of ports */
+    STALL_SECONDS = 30,
+    EVENTS_MAX = 512,
+};
+
+enum part { HEAD, CHUNK_SIZE, CHUNK_DATA, CHUNK_END, TRAILER, LENGTH, UNTIL_CLOSE, COMPLETE, BROKEN };
+
+struct slot {
+    int fd;
+    bool busy, reused, keep_alive;
+    size_t sent;
+    uint64_t began_ns, hang_up_ns;
+    enum part part;
+    int status;
+    char head[HEAD_MAX];
+    size_t head_n, left, line_n; /* left: of a chunk or of a body with a length; line_n: of a trailer line */
+    int digits;                  /* of the stamp being read; -1 outside of one */
+    uint64_t stamp_ns;
+    long tokens;
+    char tail[TAIL_MAX];
+    size_t tail_n;
+};
+
+static int epoll, port;
+static char *request;
+static size_t request_n;
+static long streams, concurrency, expected, abort_after, abort_after_ms, abort_spread_ms;
+static bool abort_in_time;
+static struct slot *slots;
+
+static struct {
+    long opened, ended, ok, failed, aborted, bad_status, timeouts, tokens, bytes, standing;
+    uint64_t last_abort_ns, next_hang_up_ns;
+    char first_failure[TAIL_MAX + 1];
+} seen;
+
+static struct samples { uint32_t *us; long n; } latency, first_token;
+
+static uint64_t now_ns(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+}
+
+static void sample(struct samples *s, uint64_t ns)
+{
+    if (s->n < SAMPLES_MAX) s->us[s->n++] = ns / 1000 > UINT32_MAX ? UINT32_MAX : (uint32_t)(ns / 1000);
+}
+
+/* ---- Reading an answer ---- */
+
+static void on_token(struct slot *s, uint64_t t)
+{
+    sample(&latency, t - s->stamp_ns);
+    seen.tokens++;
+    if (s->tokens++) return;
+    sample(&first_token, t - s->began_ns);
+    seen.standing++;
+}
+
+static void scan_stamps(struct slot *s, const char *p, const char *end, uint64_t t)
+{
+    while (p < end) {
+        if (s->digits < 0) {
+            if (!(p = memchr(p, '@', (size_t)(end - p)))) return;
+            p++, s->digits = 0, s->stamp_ns = 0;
+        }
+        for (; p < end && s->digits >= 0 && s->digits < STAMP_DIGITS; p++) {
+            if (isdigit((unsigned char)*p)) s->stamp_ns = s->stamp_ns * 10 + (uint64_t)(*p - '0'), s->digits++;
+            else { s->digits = -1; break; } /* p stays: it may be the next '@' */
+        }
+        if (s->digits != STAMP_DIGITS) continue;
+        s->digits = -1;
+        if (s->stamp_ns <= t) on_token(s, t);
+    }
+}
+
+static void keep_tail(struct slot *s, const char *p, size_t n)
+{
+    if (n > TAIL_MAX) p += n - TAIL_MAX, n = TAIL_MAX;
+    size_t old = s->tail_n + n > TAIL_MAX ? TAIL_MAX - n : s->tail_n;
+    memmove(s->tail, s->tail + s->tail_n - old, old);
+    memcpy(s->tail + old, p, n);
+    s->tail_n = old + n;
+}
+
+static const char *take_head(struct slot *s, const char *p, const char *end)
+{
+    for (; p < end && s->head_n < HEAD_MAX - 1; p++) {
+        s->head[s->head_n++] = *p;
+        if (s->head_n < 4 || memcmp(s->head + s->head_n - 4, "\r\n\r\n", 4)) continue;
+        s->head[s->head_n] = 0;
+        s->status = s->head_n > 12 ? atoi(s->head + 9) : 0;
+        s->keep_alive = !strcasestr(s->head, "\r\nConnection: close");
+        const char *length = strcasestr(s->head, "\r\nContent-Length:");
+        if (strcasestr(s->head, "\r\nTransfer-Encoding: chunked")) s->part = CHUNK_SIZE, s->left = 0;
+        else if (!length) s->part = s->status == 204 ? COMPLETE : UNTIL_CLOSE;
+        else s->part = (s->left = strtoul(length + 17, NULL, 10)) ? LENGTH : COMPLETE;
+        return p + 1;
+    }
+    if (s->head_n == HEAD_MAX - 1) s->part = BROKEN;
+    return end;
+}
+
+static const char *take_body(struct slot *s, const char *p, const char *end, uint64_t t)
+{
+    size_t there = (size_t)(end - p), n = s->part == UNTIL_CLOSE || there < s->left ? there : s->left;
+    scan_stamps(s, p, p + n, t);
+    keep_tail(s, p, n);
+    s->left -= s->part == UNTIL_CLOSE ? 0 : n;
+    if (s->part == CHUNK_DATA && !s->left) s->part = CHUNK_END;
+    if (s->part == LENGTH && !s->left) s->part = COMPLETE;
+    return p + n;
+}
+
+/* One byte of the framing between chunks (RFC 9112 §7.1). */
+static void take_framing(struct slot *s, char c)
+{
+    if (s->part == CHUNK_SIZE) {
+        if (isxdigit((unsigned char)c)) s->left = s->left * 16 + (size_t)(isdigit((unsigned char)c) ? c - '0' : (c | 32) - 'a' + 10);
+        else if (c == '\n') s->part = s->left ? CHUNK_DATA : TRAILER, s->line_n = 0;
+        else if (c != '\r') s->part = BROKEN; /* an extension: nobody sends one */
+    } else if (s->part == CHUNK_END) {
+        if (c == '\n') s->part = CHUNK_SIZE;
+    } else if (c == '\n') { /* TRAILER: lines, up to an empty one */
+        if (!s->line_n) s->part = COMPLETE;
+        s->line_n = 0;
+    } else if (c != '\r') {
+        s->line_n++;
+    }
+}
+
+static void take(struct slot *s, const char *p, size_t n)
+{
+    uint64_t t = now_ns();
+    for (const char *end = p + n; p < end && s->part < COMPLETE;) {
+        if (s->part == HEAD) p = take_head(s, p, end);
+        else if (s->part == CHUNK_DATA || s->part == LENGTH || s->part == UNTIL_CLOSE) p = take_body(s, p, end, t);
+        else take_framing(s, *p++);
+    }
+}
+
+/* ---- A slot's life ---- */
+
+static void watch(struct slot *s, int operation, uint32_t events)
+{
+    epoll_ctl(epoll, operation, s->fd, &(struct epoll_event){.events = events | EPOLLRDHUP, .data.ptr = s});
+}
+
+static void ask(struct slot *s)
+{
+    uint64_t spread_ns = abort_spread_ms ? (uint64_t)(drand48() * (double)abort_spread_ms * 1e6) : 0;
+    s->busy = true;
+    s->began_ns = now_ns();
+    s->hang_up_ns = s->began_ns + (uint64_t)abort_after_ms * 1000000 + spread_ns;
+    if (abort_in_time && s->hang_up_ns < seen.next_hang_up_ns) seen.next_hang_up_ns = s->hang_up_ns;
+    s->sent = s->head_n = s->tail_n = 0;
+    s->part = HEAD, s->status = 0, s->tokens = 0, s->digits = -1;
+}
+
+static void dial(struct slot *s)
+{
+    static unsigned dialed;
+    struct sockaddr_in from = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(0x7f000002u + dialed++ % SOURCES)};
+    struct sockaddr_in to = {
+        .sin_family = AF_INET, .sin_port = htons((uint16_t)port), .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    s->fd = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+    if (s->fd < 0) {
+        perror("load: socket");
+        exit(2);
+    }
+    setsockopt(s->fd, IPPROTO_TCP, TCP_NODELAY, &(int){1}, sizeof(int));
+    bind(s->fd, (void *)&from, sizeof from);
+    connect(s->fd, (void *)&to, sizeof to); /* a refusal shows at the first send */
+    s->reused = false;
+    ask(s);
+    watch(s, EPOLL_CTL_ADD, EPOLLIN | EPOLLOUT);
+}
+
+static void open_stream(struct slot *s)
+{
+    seen.opened++;
+    dial(s);
+}
+
+static void hang_up(struct slot *s)
+{
+    s->busy = false;
+    seen.last_abort_ns = now_ns(); /* before the close: upstream, on another core, may notice before it returns */
+    close(s->fd);
+    seen.aborted++, seen.ended++;
+    if (seen.opened < streams) open_stream(s);
+}
+
+static void note_failure(struct slot *s)
+{
+    seen.failed++;
+    if (!seen.bad_status) seen.bad_status = s->status ? s->status : -1;
+    if (memmem(s->tail, s->tail_n, "upstream_timeout", 16)) seen.timeouts++;
+    if (seen.failed == 1) memcpy(seen.first_failure, s->tail, s->tail_n);
+}
+
+static void end_stream(struct slot *s)
+{
+    s->busy = false;
+    seen.ended++;
+    if (s->status == 200 && s->tokens == expected && (s->part == COMPLETE || s->part == UNTIL_CLOSE)) seen.ok++;
+    else note_failure(s);
+    if (s->part == COMPLETE && s->keep_alive && seen.opened < streams) {
+        seen.opened++;
+        s->reused = true;
+        ask(s);
+        watch(s, EPOLL_CTL_MOD, EPOLLIN | EPOLLOUT);
+        return;
+    }
+    close(s->fd);
+    if (seen.opened < streams) open_stream(s);
+}
+
+static void on_close(struct slot *s)
+{
+    if (s->reused && s->head_n == 0) { /* an idle connection may close under a request (RFC 9112 §9.3.1): ask anew */
+        close(s->fd);
+        dial(s);
+        return;
+    }
+    end_stream(s);
+}
+
+static void on_writable(struct slot *s)
+{
+    ssize_t n = send(s->fd, request + s->sent, request_n - s->sent, MSG_NOSIGNAL);
+    if (n > 0) s->sent += (size_t)n;
+    if (s->sent == request_n) watch(s, EPOLL_CTL_MOD, EPOLLIN);
+}
+
+static void on_readable(struct slot *s)
+{
+    static char bytes[1 << 16];
+    ssize_t n = recv(s->fd, bytes, sizeof bytes, 0);
+    if (n < 0 && errno == EAGAIN) return;
+    if (n <= 0) {
+        on_close(s);
+        return;
+    }
+    seen.bytes += n;
+    take(s, bytes, (size_t)n);
+    if (abort_after && s->tokens >= abort_after) hang_up(s);
+    else if (s->part >= COMPLETE) end_stream(s);
+}
+
+static void hang_up_due(void)
+{
+    uint64_t t = now_ns();
+    if (t < seen.next_hang_up_ns) return;
+    seen.next_hang_up_ns = UINT64_MAX;
+    for (long i = 0; i < concurrency; i++) {
+        struct slot *s = &slots[i];
+        if (s->busy && s->hang_up_ns <= t) hang_up(s);
+        if (s->busy && s->hang_up_ns < seen.next_hang_up_ns) seen.next_hang_up_ns = s->hang_up_ns;
+    }
+}
+
+/* ---- The whole ---- */
+
+static int compare(const void *a, const void *b)
+{
+    uint32_t x = *(const uint32_t *)a, y = *(const uint32_t *)b;
+    return (x > y) - (x < y);
+}
+
+static void print_percentiles(const char *name, struct samples *s)
+{
+    static const struct { const char *name; double share; } points[] = {
+        {"p50", .5}, {"p90", .9}, {"p99", .99}, {"p999", .999}, {"max", 1}};
+    qsort(s->us, (size_t)s->n, sizeof *s->us, compare);
+    printf("\"%s\":{", name);
+    for (size_t i = 0; i < sizeof points / sizeof *points; i++)
+        printf("%s\"%s\":%u", i ? "," : "", points[i].name, s->n ? s->us[(long)((double)(s->n - 1) * points[i].share)] : 0);
+    printf("},");
+}
+
+static void print_text(const char *text)
+{
+    putchar('"');
+    for (; *text; text++) {
+        if (*text == '"' || *text == '\\') putchar('\\');
+        putchar(*text >= 0x20 && *text < 0x7f ? *text : ' ');
+    }
+    putchar('"');
+}
+
+static void report(double seconds)
+{
+    printf("{\"ok\":%ld,\"failed\":%ld,\"aborted\":%ld,\"bad_status\":%ld,\"timeouts\":%ld,\"tokens\":%ld,", seen.ok,
+           seen.failed, seen.aborted, seen.bad_status, seen.timeouts, seen.tokens);
+    printf("\"seconds\":%.4f,\"tokens_per_s\":%.0f,\"mbytes\":%.2f,", seconds, (double)seen.tokens / seconds,
+           (double)seen.bytes / 1e6);
+    print_percentiles("latency_us", &latency);
+    print_percentiles("ttft_us", &first_token);
+    printf("\"last_abort_ns\":%llu,\"first_failure\":", (unsigned long long)seen.last_abort_ns);
+    print_text(seen.first_failure);
+    printf("}\n");
+}
+
+static void make_request(char **argv, int argc)
+{
+    static char body[BODY_MAX];
+    FILE *file = fopen(argv[3], "rb");
+    if (!file) {
+        perror(argv[3]);
+        exit(2);
+    }
+    size_t body_n = fread(body, 1, sizeof body, file);
+    fclose(file);
+    FILE *to = open_memstream(&request, &request_n);
+    fprintf(to, "POST %s HTTP/1.1\r\nHost: 127.0.0.1:%d\r\nContent-Type: application/json\r\nContent-Length: %zu\r\n",
+            argv[2], port, body_n);
+    bool accepts = false;
+    for (int i = 7; i < argc; i++) {
+        fprintf(to, "%s\r\n", argv[i]);
+        accepts |= !strncasecmp(argv[i], "Accept:", 7);
+    }
+    if (!accepts) fprintf(to, "Accept: text/event-stream\r\n");
+    fprintf(to, "\r\n");
+    fwrite(body, 1, body_n, to);
+    fclose(to);
+}
+
+static long option(const char *name)
+{
+    const char *value = getenv(name);
+    return value ? atol(value) : 0;
+}
+
+/* Milliseconds until something of ours is due, rounded down: the last fraction is spent awake, not overslept. */
+static int wait_ms(uint64_t next_dial_ns)
+{
+    uint64_t t = now_ns(), due = t + STALL_SECONDS * 1000000000ull;
+    if (next_dial_ns < due) due = next_dial_ns;
+    if (seen.next_hang_up_ns < due) due = seen.next_hang_up_ns;
+    return due <= t ? 0 : (int)((due - t) / 1000000);
+}
+
+/* Says that all streams stand and lets the end of stdin end the run; false when it has ended already. */
+static bool hold(void)
+{
+    printf("{\"standing\":%ld}\n", seen.standing);
+    fflush(stdout);
+    return !epoll_ctl(epoll, EPOLL_CTL_ADD, STDIN_FILENO, &(struct epoll_event){.events = EPOLLIN | EPOLLRDHUP});
+}
+
+static void run(void)
+{
+    uint64_t ramp_ns = (uint64_t)option("LOAD_RAMP_US") * 1000, next_dial_ns = now_ns(), heard_ns = next_dial_ns;
+    enum { NO, SOON, NOW } holding = option("LOAD_HOLD") ? SOON : NO;
+    struct epoll_event events[EVENTS_MAX];
+    for (long dialed = 0; seen.ended < streams;) {
+        for (; dialed < concurrency && now_ns() >= next_dial_ns; next_dial_ns += ramp_ns) open_stream(&slots[dialed++]);
+        if (dialed == concurrency) next_dial_ns = UINT64_MAX;
+        int n = epoll_wait(epoll, events, EVENTS_MAX, wait_ms(next_dial_ns));
+        if (n > 0) heard_ns = now_ns();
+        for (int i = 0; i < n; i++) {
+            struct slot *s = events[i].data.ptr;
+            if (!s) return; /* stdin, while holding */
+            if (s->sent < request_n) on_writable(s);
+            if (events[i].events & ~(uint32_t)EPOLLOUT) on_readable(s);
+        }
+        if (abort_in_time) hang_up_due();
+        if (holding == SOON && seen.standing >= concurrency) {
+            holding = NOW;
+            if (!hold()) return;
+        }
+        if (holding != NOW && now_ns() - heard_ns > STALL_SECONDS * 1000000000ull) {
+            fprintf(stderr, "load: nothing arrived for %d s, %ld streams are open\n", STALL_SECONDS, streams - seen.ended);
+            return;
+        }
+    }
+}
+
+int main(int argc, char **argv)
+{
+    if (argc < 7) {
+        fprintf(stderr, "usage: load PORT PATH BODY-FILE STREAMS CONCURRENCY TOKENS [HEADER ...]\n");
+        return 2;
+    }
+    port = atoi(argv[1]);
+    streams = atol(argv[4]), concurrency = atol(argv[5]), expected = atol(argv[6]);
+    if (concurrency > streams) concurrency = streams;
+    abort_after = option("LOAD_ABORT_AFTER");
+    abort_after_ms = option("LOAD_ABORT_AFTER_MS"), abort_spread_ms = option("LOAD_ABORT_SPREAD_MS");
+    abort_in_time = abort_after_ms || abort_spread_ms;
+    seen.next_hang_up_ns = UINT64_MAX;
+    srand48((long)now_ns());
+    make_request(argv, argc);
+    struct rlimit files;
+    getrlimit(RLIMIT_NOFILE, &files);
+    files.rlim_cur = files.rlim_max;
+    setrlimit(RLIMIT_NOFILE, &files);
+    latency.us = malloc(SAMPLES_MAX * sizeof *latency.us);
+    first_token.us = malloc(SAMPLES_MAX * sizeof *first_token.us);
+    slots = calloc((size_t)concurrency, sizeof *slots);
+    epoll = epoll_create1(EPOLL_CLOEXEC);
+    if (!latency.us || !first_token.us || !slots) return 2;
+    uint64_t began = now_ns();
+    run();
+    report((double)(now_ns() - began) / 1e9);
+    return seen.ok + seen.aborted == streams ? 0 : 1;
+}

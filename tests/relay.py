@@ -1,0 +1,168 @@
+"""The relay on a real port inside the test's own loop, and a client so plain that it hides nothing."""
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator, Iterator, Mapping
+from typing import Any, Final, cast
+
+import msgspec
+
+from app import server
+from app.main import create_app
+from app.settings import Settings
+from app.streams import Streams
+
+DEADLINE_SECONDS: Final = 5.0
+
+
+class Relay(server.Server):
+    """Our server, without its hands on the process's signals."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+    @property
+    def port(self) -> int:
+        return int(self._listening.getsockname()[1])
+
+    @property
+    def streams(self) -> Streams:
+        return self._streams
+
+
+def settings_for(base_url: str, **overrides: Any) -> Settings:
+    """Settings that know nothing of the machine's environment."""
+    given = {"openai_base_url": base_url, "openai_api_key": "test-key", "port": 0, "drain_grace_seconds": 0}
+    settings: Settings = cast(Any, Settings)(_env_file=None, **(given | overrides))
+    return settings
+
+
+@contextlib.asynccontextmanager
+async def running(base_url: str, **overrides: Any) -> AsyncIterator[Relay]:
+    """A relay of an upstream; everything of it is gone when the block ends."""
+    settings = settings_for(base_url, **overrides)
+    listening = server.listen("127.0.0.1", 0)
+    relay = Relay(create_app(settings), settings, listening)
+    serving = asyncio.create_task(relay.serve())
+    await relay.listening.wait()
+    try:
+        yield relay
+    finally:
+        await relay.streams.close()
+        relay.should_exit = True
+        await serving
+        listening.close()
+
+
+class Response(msgspec.Struct):
+    """A status, headers in lower case, and the connection that the body still comes from."""
+
+    status: int
+    headers: dict[str, str]
+    connection: "Connection"
+
+    async def read(self) -> bytes:
+        """The whole body, however it is framed."""
+        return b"".join([piece async for piece in self.connection.pieces(self.headers)])
+
+    async def json(self) -> Any:
+        return json.loads(await self.read())
+
+    async def blocks(self) -> AsyncIterator[str]:
+        """The stream's blocks as they come, without the blank line between them."""
+        kept = b""
+        async for piece in self.connection.pieces(self.headers):
+            kept += piece
+            while b"\n\n" in kept:
+                block, _, kept = kept.partition(b"\n\n")
+                yield block.decode("ascii")
+        assert kept == b"", f"a block without its end: {kept!r}"
+
+    async def events(self) -> list[dict[str, Any]]:
+        """All events; the last one is `{"type": "[DONE]"}` where the stream said so."""
+        return [event_of(block) async for block in self.blocks()]
+
+
+class Connection:
+    """One TCP connection, written and read by hand. `async with connect(port) as connection`."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader: Final = reader
+        self.writer: Final = writer
+
+    def write(self, method: str, path: str, body: object = None, headers: Mapping[str, str] | None = None) -> None:
+        content = body if isinstance(body, bytes) else b"" if body is None else json.dumps(body).encode()
+        fields = {"host": "localhost", "content-length": str(len(content))}
+        if body is not None:
+            fields["content-type"] = "application/json"
+        fields |= {name.lower(): value for name, value in (headers or {}).items()}
+        lines = [f"{method} {path} HTTP/1.1", *(f"{name}: {value}" for name, value in fields.items())]
+        self.writer.write("\r\n".join([*lines, "", ""]).encode() + content)
+
+    async def head(self) -> Response:
+        async with asyncio.timeout(DEADLINE_SECONDS):
+            text = (await self.reader.readuntil(b"\r\n\r\n")).decode("latin-1")
+        status, *lines = text.rstrip().split("\r\n")
+        fields = dict(line.split(": ", 1) for line in lines)
+        return Response(int(status.split(" ")[1]), {name.lower(): value for name, value in fields.items()}, self)
+
+    async def request(
+        self, method: str, path: str, body: object = None, headers: Mapping[str, str] | None = None
+    ) -> Response:
+        self.write(method, path, body, headers)
+        return await self.head()
+
+    async def pieces(self, headers: Mapping[str, str]) -> AsyncIterator[bytes]:
+        if "content-length" in headers:
+            yield await self.reader.readexactly(int(headers["content-length"]))
+            return
+        while headers.get("transfer-encoding") == "chunked":
+            async with asyncio.timeout(DEADLINE_SECONDS):
+                size = int(await self.reader.readuntil(b"\r\n"), 16)
+                piece = await self.reader.readexactly(size + 2)
+            if not size:
+                return
+            yield piece[:-2]
+
+    def close(self) -> None:
+        """Leaves at once, without a word."""
+        self.writer.transport.abort()
+
+
+@contextlib.asynccontextmanager
+async def connect(port: int) -> AsyncIterator[Connection]:
+    connection = Connection(*await asyncio.open_connection("127.0.0.1", port))
+    try:
+        yield connection
+    finally:
+        connection.close()
+
+
+async def ask(
+    port: int, body: object, *, path: str = "/chat/stream", headers: Mapping[str, str] | None = None
+) -> tuple[Response, list[dict[str, Any]]]:
+    """Posts a chat and reads its stream to the end; the events are empty when the answer is no stream."""
+    async with connect(port) as connection:
+        response = await connection.request("POST", path, body, headers)
+        if not response.headers["content-type"].startswith("text/event-stream"):
+            return response, [await response.json()]
+        return response, await response.events()
+
+
+def chat(message: str = "hi", **fields: object) -> dict[str, object]:
+    return {"message": message, "model": "m", **fields}
+
+
+def event_of(block: str) -> dict[str, Any]:
+    """The JSON of a block's `data:` line, with its `id` as "_id" where it has one."""
+    lines = dict(line.split(": ", 1) for line in block.split("\n"))
+    if lines["data"] == "[DONE]":
+        return {"type": "[DONE]"}
+    event: dict[str, Any] = json.loads(lines["data"])
+    return event | ({"_id": lines["id"]} if "id" in lines else {})
+
+
+def text_of(events: list[dict[str, Any]]) -> str:
+    return "".join(event.get("content", "") for event in events)

@@ -1,0 +1,84 @@
+"""The rig is right: figures are only as honest as the programs that make the tokens and count them."""
+
+import asyncio
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from benchmarks.contenders import CONTENDERS
+from benchmarks.load import Job, load
+from benchmarks.processes import build, running_upstream, settle, upstream_stats
+
+pytestmark = pytest.mark.skipif(shutil.which("cc") is None, reason="cc is missing: the rig cannot be built")
+
+DIRECT = CONTENDERS[0]
+
+
+@pytest.fixture(scope="module")
+def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("programs")
+    build(folder)
+    return folder
+
+
+@pytest.fixture
+def upstream_port(programs: Path) -> Iterator[int]:
+    with running_upstream(programs) as port:
+        yield port
+
+
+def _job(port: int, request: str, *, streams: int = 1, tokens: int = 1) -> Job:
+    return Job(port, DIRECT.path, request, streams, streams, tokens)
+
+
+@pytest.mark.parametrize("model", ["sim-50-0-8", "sim-50-1000-200", "sim-50-0-0-30"])
+def test_load_counts_every_token_of_every_stream(programs: Path, upstream_port: int, model: str) -> None:
+    loaded = load(_job(upstream_port, DIRECT.request(model), streams=20, tokens=50), programs=programs)
+    assert (loaded.ok, loaded.failed, loaded.tokens) == (20, 0, 20 * 50)
+    stats = upstream_stats(upstream_port)
+    assert (stats.started, stats.completed, stats.aborted, stats.active) == (20, 20, 0, 0)
+
+
+def test_a_stream_that_brings_too_little_is_no_success(programs: Path, upstream_port: int) -> None:
+    loaded = load(_job(upstream_port, DIRECT.request("sim-49-0-8"), streams=3, tokens=50), programs=programs)
+    assert (loaded.ok, loaded.failed) == (0, 3)
+
+
+@pytest.mark.parametrize("request_body", ["", "nonsense", "{}", '["model"]'])
+def test_what_is_no_request_is_refused_and_counted(programs: Path, upstream_port: int, request_body: str) -> None:
+    loaded = load(_job(upstream_port, request_body, streams=3), programs=programs)
+    assert (loaded.ok, loaded.failed, loaded.bad_status) == (0, 3, 400)
+    assert "not a chat completion request" in loaded.first_failure
+    assert upstream_stats(upstream_port).started == 0
+
+
+@pytest.mark.parametrize("when", [{"ABORT_AFTER": 3}, {"ABORT_AFTER_MS": 100}, {"ABORT_SPREAD_MS": 100}])
+@pytest.mark.parametrize("model", ["sim-1000-20000-8", "sim-1000-20000-8-60"])
+def test_every_departure_is_seen_by_upstream(
+    programs: Path, upstream_port: int, model: str, when: dict[str, int]
+) -> None:
+    loaded = load(_job(upstream_port, DIRECT.request(model), streams=10, tokens=1000), when, programs)
+    stats = settle(upstream_port, seconds=5)
+    assert (loaded.aborted, stats.aborted, stats.active) == (10, 10, 0)
+    assert 0 <= stats.last_abort_ns - loaded.last_abort_ns < 1e9
+
+
+async def test_a_token_counts_once_wherever_the_server_cuts_it(programs: Path) -> None:
+    events = "".join(f"data: @{time.monotonic_ns():019} @12\n\n" for _ in range(5)).encode()
+    chunks = [b"1\r\n%c\r\n" % byte for byte in events]
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        head = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\nconnection: close\r\n\r\n"
+        for byte in head + b"".join(chunks) + b"0\r\n\r\n":
+            writer.write(bytes([byte]))
+            await asyncio.sleep(0)
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        job = _job(server.sockets[0].getsockname()[1], "{}", streams=2, tokens=5)
+        loaded = await asyncio.to_thread(load, job, None, programs)
+    assert (loaded.ok, loaded.tokens) == (2, 10)
