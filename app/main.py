@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 
 from fastapi import FastAPI
 from sse_starlette.sse import AppStatus
@@ -31,18 +32,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     logs.configure(chosen)
     # sse-starlette would end every stream at once on SIGTERM; here streams finish, and server.py says until when.
     AppStatus.enable_automatic_graceful_drain = False
-
-    @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        key = chosen.openai_api_key.get_secret_value() if chosen.openai_api_key else None
-        upstream = Upstream(chosen.openai_base_url, key, user_agent=f"sse-relay/{__version__}")
-        app.state.parts = routes.Parts(chosen, Streams(upstream, chosen))
-        try:
-            yield
-        finally:
-            await app.state.parts.streams.close()
-            await upstream.aclose()
-
+    lifespan = partial(_lifespan, chosen)
     app = FastAPI(title="sse-relay", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
     app.include_router(routes.router)
     app.add_exception_handler(RelayError, problems.relay_error)
@@ -57,3 +47,16 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.add_middleware(Edge, allowed_hosts=chosen.allowed_hosts)
     document.describe(app)
     return app
+
+
+@asynccontextmanager
+async def _lifespan(settings: Settings, app: FastAPI) -> AsyncIterator[None]:
+    key = settings.openai_api_key.get_secret_value() if settings.openai_api_key else None
+    upstream = Upstream(settings.openai_base_url, key, user_agent=f"sse-relay/{__version__}")
+    streams = Streams(upstream, settings)
+    app.state.parts = routes.Parts(settings, streams)
+    try:
+        yield
+    finally:
+        await streams.close()
+        await upstream.aclose()

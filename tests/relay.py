@@ -9,6 +9,7 @@ from typing import Any, Final, cast
 import msgspec
 
 from app import server
+from app.listener import listen
 from app.main import create_app
 from app.settings import Settings
 from app.streams import Streams
@@ -43,7 +44,7 @@ def settings_for(base_url: str, **overrides: Any) -> Settings:
 async def running(base_url: str, **overrides: Any) -> AsyncIterator[Relay]:
     """A relay of an upstream; everything of it is gone when the block ends."""
     settings = settings_for(base_url, **overrides)
-    listening = server.listen("127.0.0.1", 0)
+    listening = listen("127.0.0.1", 0)
     relay = Relay(create_app(settings), settings, listening)
     serving = asyncio.create_task(relay.serve())
     await relay.listening.wait()

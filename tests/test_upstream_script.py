@@ -101,11 +101,26 @@ async def test_a_held_answer_goes_on_when_released() -> None:
         released = asyncio.Event()
         upstream.script((head(close=True), chunk("a"), wait(released), chunk("b"), finish()))
         reader, writer = await connect(upstream)
-        await reader.readuntil(b'"a"}')
-        assert upstream.active == 1
+        received = await reader.readuntil(b'"a"}')
+        with pytest.raises(AssertionError):
+            await upstream.wait_for(lambda u: u.ended == 1, 0.05)
         released.set()
-        assert texts(b"data: {" + (await reader.read()).split(b"data: {", 1)[1]) == "b"
+        _, body = (received + await reader.read()).split(b"\r\n\r\n", 1)
+        assert texts(body) == "ab"
+        assert b"\r\n" not in body
         assert upstream.ended == 1
+        writer.close()
+
+
+async def test_a_client_that_does_not_read_holds_the_answer() -> None:
+    async with Upstream() as upstream:
+        upstream.script((head(), repeat(chunk("x" * 65_536), 200)))
+        reader, writer = await connect(upstream)
+        with pytest.raises(AssertionError, match="active=1"):
+            await upstream.wait_for(lambda u: u.ended == 1, 0.3)
+        while await reader.read(1 << 20) and not upstream.ended:
+            pass
+        await upstream.wait_for(lambda u: u.ended == 1)
         writer.close()
 
 
@@ -135,8 +150,13 @@ async def test_statuses_and_recorded_cases_are_served_as_they_are() -> None:
         seen = []
         for _ in range(4):
             async with session.post(upstream.base_url) as response:
-                seen.append((response.status, await response.read(), response.headers.get("retry-after")))
-        assert seen == [(429, body, None), (503, b"busy", "1"), (204, b"", None), (500, b"", None)]
+                seen.append((response.status, await response.read(), dict(response.headers)))
+        assert seen == [
+            (429, body, {"content-type": "x/y", "transfer-encoding": "chunked"}),
+            (503, b"busy", {"retry-after": "1", "content-length": "4"}),
+            (204, b"", {}),
+            (500, b"", {"content-length": "0"}),
+        ]
         assert {request.connection for request in upstream.requests} == {1}
 
 

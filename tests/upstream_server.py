@@ -95,7 +95,7 @@ class Connection(asyncio.Protocol):
 
     async def write(self, data: bytes) -> None:
         self._transport.write(data)
-        await asyncio.sleep(0)  # a departure is noticed between two writes, however fast they follow
+        await asyncio.sleep(0)  # pieces leave one by one, and others get their turn between them
         await self._writable.wait()
 
     def interrupt(self, outcome: Literal["ended", "aborted"]) -> None:
