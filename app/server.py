@@ -97,6 +97,7 @@ class Server(uvicorn.Server):
 
 async def serve(settings: Settings, *, on_ready: Callable[[str], Awaitable[None]] | None = None) -> None:
     """Serves until SIGTERM or SIGINT; `on_ready` is started with the relay's URL once it listens."""
+    _raise_descriptor_limit()
     listening = listen(settings.host, settings.port)
     host, port = listening.getsockname()[:2]
     server = Server(create_app(settings), settings, listening)
@@ -131,3 +132,12 @@ async def _ready(server: Server, running: asyncio.Task[None]) -> bool:
     await asyncio.wait((ready, running), return_when=asyncio.FIRST_COMPLETED)
     ready.cancel()
     return server.started
+
+
+def _raise_descriptor_limit() -> None:
+    """A stream takes two descriptors, and the usual soft limit of 1,024 is for programs that use select()."""
+    with contextlib.suppress(ImportError, ValueError, OSError):
+        import resource
+
+        hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

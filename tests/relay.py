@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from typing import Any, Final, cast
 
 import msgspec
@@ -11,6 +11,7 @@ import msgspec
 from app import server
 from app.listener import listen
 from app.main import create_app
+from app.relay import Generation
 from app.settings import Settings
 from app.streams import Streams
 
@@ -31,6 +32,25 @@ class Relay(server.Server):
     @property
     def streams(self) -> Streams:
         return self._streams
+
+    @property
+    def generations(self) -> list[Generation]:
+        """Those that are not over."""
+        return list(self.streams._running)
+
+    @property
+    def permits_in_use(self) -> int:
+        return self.streams._permits.in_use
+
+
+async def until(holds: Callable[[], object], deadline_seconds: float = 1.0) -> None:
+    """Looks in every turn of the loop; AssertionError when it never holds. For what nothing else tells."""
+    try:
+        async with asyncio.timeout(deadline_seconds):
+            while not holds():
+                await asyncio.sleep(0)
+    except TimeoutError:
+        raise AssertionError(f"not within {deadline_seconds} s") from None
 
 
 def settings_for(base_url: str, **overrides: Any) -> Settings:

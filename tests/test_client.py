@@ -181,7 +181,8 @@ async def test_leaving_early_closes_the_connection(relay: Upstream, client: Rela
 async def test_silence_counts_as_a_lost_connection(relay: Upstream) -> None:
     relay.script((opened(), start(), wait(asyncio.Event())), (opened(), delta(1, "back"), done(2), end()))
     async with RelayClient(url_of(relay), backoff_seconds=0.01, silence_seconds=0.1) as client:
-        assert await read(client) == "back"
+        async with asyncio.timeout(5):
+            assert await read(client) == "back"
 
 
 def test_lines_do_not_depend_on_where_bytes_are_cut() -> None:

@@ -95,6 +95,14 @@ def test_json_too_deep_is_a_protocol_error(opening: bytes) -> None:
     assert decode(stream(payload)).problem.code == "upstream_protocol"
 
 
+def test_no_depth_of_json_breaks_the_decoder() -> None:
+    for depth in range(850, 1010, 3):  # round the interpreter's own limit, where reading works and writing does not
+        part = (
+            b'{"choices":[{"delta":{"tool_calls":[{"function":{"arguments":' + b"[" * depth + b"]" * depth + b"}}]}}]}"
+        )
+        decode(stream(part))
+
+
 @pytest.mark.parametrize("done", [b"[DONE]", b" [DONE]", b"[DONE] \t", b"\ndata: [DONE]"])
 def test_white_space_round_done_is_ignored(done: bytes) -> None:
     assert decode(event(chunk("stop")) + b"data:" + done + b"\n\n" + stream(chunk(content="late"))).pieces == []
@@ -124,7 +132,14 @@ def test_nothing_makes_a_failure_of_a_finished_answer(late: bytes, ending: bytes
 
 
 def test_what_comes_between_finish_and_done_is_taken() -> None:
-    late = [chunk("stop"), {"error": "boom"}, chunk(content="b"), chunk("length"), {"choices": [], "usage": USAGE}]
+    late = [
+        chunk("stop"),
+        {"error": "boom"},
+        b"garbage",
+        chunk(content="b"),
+        chunk("length"),
+        {"choices": [], "usage": USAGE},
+    ]
     decoded = decode(stream(*late, done=False) + event(b"[DONE]") + event(chunk(content="c")))
     assert decoded.text == "b"
     assert decoded.complete == Complete("length", Usage(**USAGE, source="reported"))
@@ -151,6 +166,7 @@ def test_an_end_without_finish_reason_is_whole_where_the_upstream_never_sends_on
 
 def test_a_finish_reason_is_clipped() -> None:
     assert decode(stream(chunk("x" * 600), done=False)).complete.finish_reason == "x" * 512
+    assert decode(stream(chunk("st\ud83d"), done=False)).complete.finish_reason == "st\ufffd"
 
 
 @pytest.mark.parametrize(

@@ -101,6 +101,8 @@ IN_BAND: list[tuple[object, tuple[str, int, bool]]] = [
     *(({"error": {"code": number}}, FAILED) for number in (500, 503, 504, "529", 0, -1, 1301, None, True, "x")),
     *(({"error": words}, FAILED) for words in ("boom", "it went wrong", True, 7, ["x"], {"message": "m"})),
     ({"error": {"type": "server_error", "code": 500, "message": "invalid_request_error"}}, FAILED),
+    *(({"type": "error", "message": "m", "code": number}, kind) for number, kind in ((400, REJECTED), (None, FAILED))),
+    ({"choices": [{"error": {"code": 429}, "logprobs": float("nan")}]}, LIMITED),
     ({"type": "error", "error": {"type": "overloaded_error"}}, FAILED),
     ({"choices": [{"index": 0, "delta": {}, "finish_reason": "error", "error": {"code": 429}}]}, LIMITED),
     ({"choices": [{"index": 0, "delta": {}, "finish_reason": "error"}], "error": {"code": 400}}, REJECTED),
@@ -207,6 +209,7 @@ HEX = "0123456789abcdef0123456789abcdef"
         ("dial ::1, failed", "::1"),
         ("sk-\u200babc\u0000def", "abc"),
         ("x\n" * 700 + "sk-abc", "sk-a"),
+        ("\x00" * 1190 + HEX, HEX[:8]),
         ("a" * 1190 + " sk-abcdefghijklmnop", "sk-a"),
     ],
     ids=repr,
@@ -223,7 +226,7 @@ def test_what_could_be_a_secret_is_removed(words: str, secret: str) -> None:
         "Invalid value for 'messages.0.content': expected a string, e.g. 'a', or tools.0.function.name.",
         "Unsupported parameter: 'max_tokens'. Use 'max_completion_tokens' with gpt-4.1-mini-2025-04-14.",
         "The model `us.anthropic.claude-3-5-sonnet-20241022-v2:0` or `gemma3:27b` is not found",
-        "temperature: 2.5 is above 2.0; see std::vector, 50% and the token limit",
+        "temperature: 2.5 is above 2.0; see std::vector, 50% and the internationalization limit",
     ],
 )
 def test_what_helps_the_caller_is_kept(words: str) -> None:

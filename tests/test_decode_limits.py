@@ -10,6 +10,7 @@ import pytest
 
 from app.decode import Complete, Decoder, Limits
 from app.decode.decoder import MAX_FRAMES_PER_CALL
+from app.decode.inflate import Inflater
 from app.events import Delta, Reasoning, Refusal, ToolCall, Usage
 from tests.decoding import EVENT_STREAM, LIMITS, Decoded, chunk, decode, event, single_bytes, stream
 
@@ -99,6 +100,17 @@ ANSWER = stream(chunk(content="a" * 50_000), chunk(content="b"))
 def test_encodings_are_undone_however_the_bytes_are_cut(content_encoding: str, body: bytes) -> None:
     whole = decode(body, content_encoding=content_encoding)
     assert whole == decode(*single_bytes(body), content_encoding=content_encoding) == decode(ANSWER)
+
+
+def test_nothing_waits_in_an_inflater_that_says_so() -> None:
+    packed = deflated(bytes(40_000))
+    for size in range(len(packed) + 1):
+        inflater = Inflater(gzip=False)
+        inflater.receive(packed[:size])
+        taken = b""
+        while inflater.waiting:
+            taken += inflater.take()
+        assert len(taken) == len(zlib.decompressobj(-15).decompress(packed[:size]) if size > 1 else b"")
 
 
 @pytest.mark.parametrize("content_encoding", ["br", "zstd", "compress", "gzip, gzip", "gzip, br"])

@@ -85,6 +85,10 @@ def test_a_field_called_error_is_an_error_frame(stream: bytes) -> None:
     assert frames_of(stream) == [Frame(b"{}", b"error")]
 
 
+def test_one_space_is_removed_and_no_more() -> None:
+    assert frames_of(b"event:  a \ndata:   b \n\n") == [Frame(b"  b ", b" a ")]
+
+
 def test_an_event_called_error_needs_no_data() -> None:
     assert frames_of(b"event: error\n\nevent: ping\n\ndata: a\n\n") == [Frame(b"", b"error"), Frame(b"a")]
 
@@ -140,6 +144,13 @@ def test_frames_before_a_frame_too_large_are_not_lost() -> None:
     frames = Frames(LIMIT_BYTES)
     frames.receive(b"data: a\n\ndata: " + b"b" * LIMIT_BYTES + b"\n\n")
     assert frames.next_frame() == Frame(b"a")
+    with pytest.raises(RelayError):
+        frames.next_frame()
+
+
+def test_an_unfinished_line_too_large_is_refused_before_it_ends() -> None:
+    frames = Frames(LIMIT_BYTES)
+    frames.receive(b"data: " + b"a" * LIMIT_BYTES)
     with pytest.raises(RelayError):
         frames.next_frame()
 

@@ -90,6 +90,9 @@ def calls(*parts: Part) -> dict[int, tuple[str | None, str | None, str]]:
             {0: ("a", "f", "x")},
             id="custom",
         ),
+        pytest.param(
+            [{"index": 0, "custom": {"name": "f", "input": {"a": 1}}}], {0: (None, "f", '{"a":1}')}, id="both"
+        ),
         pytest.param([part(0), part(1, "", "", "")], {}, id="nothing at all is no call"),
     ],
 )

@@ -92,7 +92,7 @@ async def test_a_departure_is_noticed_in_every_step(left_in: Answer) -> None:
             await upstream.wait_for(lambda u: u.active == 0, 1)
             assert (upstream.opened, upstream.ended, upstream.aborted) == (left, 0, left)
             assert upstream.last_abort_at is not None
-            assert upstream.last_abort_at - left_at < 0.2
+            assert upstream.last_abort_at - left_at < 0.5
             writer.close()
 
 
@@ -135,11 +135,12 @@ async def test_a_reset_and_an_early_close_are_our_ends() -> None:
         assert (upstream.active, upstream.ended, upstream.aborted) == (0, 3, 0)
 
 
-async def test_bytes_without_a_head_are_no_http() -> None:
-    async with Upstream() as upstream, aiohttp.ClientSession() as session:
-        upstream.script((send(b"\x16\x03\x01 what?\r\n\r\n"),))
-        with pytest.raises(aiohttp.ClientError):
-            await ask(session, upstream)
+async def test_bytes_without_a_head_go_on_the_wire_as_they_are() -> None:
+    async with Upstream() as upstream:
+        upstream.script((send(b"\x16\x03\x01 no"), send(b" HTTP\r\n")))
+        reader, writer = await connect(upstream)
+        assert await reader.read() == b"\x16\x03\x01 no HTTP\r\n"
+        writer.close()
 
 
 async def test_statuses_and_recorded_cases_are_served_as_they_are() -> None:
@@ -150,7 +151,8 @@ async def test_statuses_and_recorded_cases_are_served_as_they_are() -> None:
         seen = []
         for _ in range(4):
             async with session.post(upstream.base_url) as response:
-                seen.append((response.status, await response.read(), dict(response.headers)))
+                headers = {name.lower(): value for name, value in response.headers.items()}
+                seen.append((response.status, await response.read(), headers))
         assert seen == [
             (429, body, {"content-type": "x/y", "transfer-encoding": "chunked"}),
             (503, b"busy", {"retry-after": "1", "content-length": "4"}),

@@ -19,7 +19,7 @@ def accepts_events(request: Request) -> bool:
 
 def answer(problem: Problem, *, events: bool) -> Response:
     """With `events` the status is the same and the body an `error` event: some clients retry whatever is no stream."""
-    headers = {"cache-control": "no-store"}
+    headers = {"cache-control": "no-store", "vary": "Accept"}
     if problem.retry_after_s is not None:
         headers["retry-after"] = str(math.ceil(problem.retry_after_s))
     if not problem.retryable:

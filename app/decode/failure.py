@@ -109,8 +109,6 @@ def _statuses(tellings: list[tolerant.Object]) -> Iterator[int]:
     for telling in tellings:
         for key in ("code", "status", "status_code"):
             match telling.get(key):
-                case bool():
-                    continue
                 case int() | float() as number if 400 <= number < 600:
                     yield int(number)
                 case str() as text if re.fullmatch(r"[45][0-9]{2}", text.strip()):
