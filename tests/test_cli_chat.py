@@ -61,7 +61,7 @@ async def test_an_error_in_the_stream_is_exit_1(relay: Upstream, tmp_path: Path,
     relay.script((opened(), start(), delta(1, "Half"), ending, end()))
     finished = await run(tmp_path, "chat", "hi", "--url", url_of(relay), *option)
     assert finished.code == 1
-    assert finished.err.startswith("sse-relay: It is upstream_truncated. (upstream_truncated) The answer is not whole.")
+    assert finished.err.startswith("sse-relay: It is upstream_truncated (upstream_truncated). The answer is not whole.")
     assert finished.out == "Half\n" or json.loads(finished.out.splitlines()[-1])["type"] == "error"
 
 

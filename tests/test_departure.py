@@ -1,0 +1,323 @@
+"""Leaving is noticed in every phase, and what upstream counts proves it. The requirement is 100 ms; a second is failure.
+
+The policy `on_disconnect` decides what a departure means; that it is noticed at once holds under each of them.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any, Literal
+
+import pytest
+
+from app.admission.permits import Caller
+from tests.relay import Connection, Relay, ask, chat, connect, event_of, running, text_of, until
+from tests.upstream import (
+    Answer,
+    Upstream,
+    answer,
+    blackhole,
+    chunk,
+    chunks,
+    comments,
+    done,
+    finish,
+    hang,
+    head,
+    repeat,
+    silent,
+    status,
+    wait,
+)
+
+Leaving = Literal["close", "half-close"]
+
+WITH_IDS = {"accept": "text/event-stream"}
+NOBODY = Caller("", None)
+
+
+def known_as(number: int) -> dict[str, str]:
+    """The header of a caller that can be told from others."""
+    return {"cookie": f"relay_subject={number:032x}"}
+
+
+def leave(client: Connection, how: Leaving) -> None:
+    if how == "close":
+        client.close()
+    else:
+        client.writer.write_eof()
+
+
+def flood() -> Answer:
+    return head(), repeat(chunk("x" * 8000))
+
+
+def long_answer(n: int) -> Answer:
+    """More than the buffers of two sockets hold."""
+    return head(), repeat(chunk("x" * 8000), n), finish(), done()
+
+
+async def nothing_remains(relay: Relay, upstream: Upstream, *, aborted: int = 1) -> None:
+    """Upstream saw us go, and of the generation there is no task and no permit."""
+    await upstream.wait_for(lambda u: u.active == 0, 1)
+    await until(lambda: not relay.generations)
+    assert (upstream.aborted, relay.permits_in_use) == (aborted, 0)
+    assert tasks_of_streams() == []
+
+
+def tasks_of_streams() -> list[str]:
+    names = [task.get_name() for task in asyncio.all_tasks()]
+    return [name for name in names if name.startswith(("generation", "departure"))]
+
+
+async def take(blocks: AsyncIterator[str], count: int) -> list[dict[str, Any]]:
+    return [event_of(await anext(blocks)) for _ in range(count)]
+
+
+@pytest.mark.parametrize("how", ["close", "half-close"])
+@pytest.mark.parametrize("held", [silent(), (head(), hang()), comments(0.01)], ids=["silent", "head", "comments"])
+async def test_leaving_while_the_status_is_held_ends_upstream(held: Answer, how: Leaving) -> None:
+    async with Upstream() as upstream, running(upstream.base_url) as relay, connect(relay.port) as client:
+        upstream.script(held)
+        client.write("POST", "/chat/stream", chat())
+        await upstream.wait_for(lambda u: u.active == 1)
+        leave(client, how)
+        await nothing_remains(relay, upstream)
+
+
+async def test_leaving_while_connecting_takes_the_connection_back() -> None:
+    with blackhole() as base_url:
+        fillers = connecting_to(base_url)
+        async with running(base_url) as relay, connect(relay.port) as client:
+            client.write("POST", "/chat/stream", chat())
+            await until(lambda: connecting_to(base_url) == fillers + 1)
+            client.close()
+            await until(lambda: connecting_to(base_url) == fillers)
+            assert (relay.generations, relay.permits_in_use, tasks_of_streams()) == ([], 0, [])
+
+
+def connecting_to(base_url: str) -> int:
+    """Sockets of this machine that wait for an answer to their SYN from there."""
+    port = int(base_url.split(":")[2].split("/")[0])
+    with open("/proc/self/net/tcp", encoding="ascii") as table:
+        return sum(row.split()[2:4] == [f"0100007F:{port:04X}", "02"] for row in table)
+
+
+async def test_leaving_between_two_attempts_prevents_the_next() -> None:
+    async with Upstream() as upstream, running(upstream.base_url) as relay, connect(relay.port) as client:
+        upstream.script(status(503, headers={"retry-after": "4"}))
+        client.write("POST", "/chat/stream", chat())
+        await upstream.wait_for(lambda u: u.ended == 1)
+        client.close()
+        await nothing_remains(relay, upstream, aborted=0)
+        assert len(upstream.requests) == 1
+
+
+@pytest.mark.parametrize("how", ["close", "half-close"])
+@pytest.mark.parametrize("headers", [{}, {"x-on-disconnect": "cancel"} | WITH_IDS], ids=["plain", "with ids"])
+async def test_leaving_mid_stream_ends_upstream(headers: dict[str, str], how: Leaving) -> None:
+    async with Upstream() as upstream, running(upstream.base_url) as relay, connect(relay.port) as client:
+        upstream.script((head(), repeat(chunk("x"), interval=0.01)))
+        response = await client.request("POST", "/chat/stream", chat(), headers)
+        await take(response.blocks(), 3)
+        leave(client, how)
+        await nothing_remains(relay, upstream)
+
+
+@pytest.mark.parametrize("how", ["close", "half-close"])
+async def test_leaving_without_having_read_ends_upstream(how: Leaving) -> None:
+    async with Upstream() as upstream, running(upstream.base_url) as relay, connect(relay.port) as client:
+        upstream.script(flood())
+        await client.request("POST", "/chat/stream", chat())
+        (generation,) = relay.generations
+        await until(lambda: generation.log.crowded, 5)
+        leave(client, how)
+        await nothing_remains(relay, upstream)
+
+
+async def test_a_client_that_never_reads_is_cut_off_and_ends_upstream() -> None:
+    async with (
+        Upstream() as upstream,
+        running(upstream.base_url, send_timeout_seconds=0.3) as relay,
+        connect(relay.port) as client,
+    ):
+        upstream.script(flood())
+        response = await client.request("POST", "/chat/stream", chat())
+        (generation,) = relay.generations
+        await until(lambda: generation.log.crowded, 5)
+        await nothing_remains(relay, upstream)
+        with pytest.raises((ConnectionError, asyncio.IncompleteReadError)):
+            await response.read()
+
+
+async def test_cutting_off_a_reader_leaves_another_undisturbed() -> None:
+    async with Upstream() as upstream, running(upstream.base_url, send_timeout_seconds=0.3) as relay:
+        upstream.script(long_answer(100))
+        async with connect(relay.port) as stalled, connect(relay.port) as client:
+            first = await stalled.request("POST", "/chat/stream", chat(), WITH_IDS)
+            path = f"/chat/stream/{first.headers['x-stream-id']}"
+            events = await (await client.request("GET", path)).events()
+            log = relay.streams.find(first.headers["x-stream-id"], NOBODY).log
+            await until(lambda: not log.readers)
+            with pytest.raises((ConnectionError, asyncio.IncompleteReadError)):
+                await first.read()
+    assert [event["seq"] for event in events[:-1]] == list(range(102))
+    assert (len(text_of(events)), events[-1]) == (100 * 8000, {"type": "[DONE]"})
+
+
+@pytest.mark.parametrize("ended", [True, False], ids=["finished", "running"])
+async def test_leaving_a_replay_ends_that_reader_alone(ended: bool) -> None:
+    released = asyncio.Event()
+    async with Upstream() as upstream, running(upstream.base_url) as relay:
+        upstream.script((head(), repeat(chunk("x" * 8000), 100), *([] if ended else [wait(released)]), finish()))
+        async with connect(relay.port) as first, connect(relay.port) as second:
+            blocks = (response := await first.request("POST", "/chat/stream", chat(), WITH_IDS)).blocks()
+            events = await take(blocks, 103 if ended else 101)
+            log = relay.streams.find(response.headers["x-stream-id"], NOBODY).log
+            await second.request("GET", f"/chat/stream/{response.headers['x-stream-id']}")
+            (replaying,) = (reader for reader in log.readers if reader.behind)
+            second.close()
+            await until(lambda: replaying not in log.readers)
+            released.set()
+            events += [event_of(block) async for block in blocks]
+    assert [event["seq"] for event in events[:-1]] == list(range(102))
+    assert (upstream.ended, upstream.aborted) == (1, 0)
+
+
+@pytest.mark.parametrize("leaver", ["the creator", "the second"])
+async def test_the_departure_of_one_of_two_readers_disturbs_nothing(leaver: str) -> None:
+    released = asyncio.Event()
+    async with Upstream() as upstream, running(upstream.base_url, wait_seconds=0.05) as relay:
+        upstream.script((head(), chunk("a"), wait(released), chunk("b"), finish()))
+        async with connect(relay.port) as creator, connect(relay.port) as second:
+            begun = await creator.request("POST", "/chat/stream", chat(), WITH_IDS)
+            joined = await second.request("GET", f"/chat/stream/{begun.headers['x-stream-id']}")
+            (generation,) = relay.generations
+            leaving, staying = (creator, joined) if leaver == "the creator" else (second, begun)
+            leaving.close()
+            await until(lambda: len(generation.log.readers) == 1)
+            with pytest.raises(TimeoutError):  # longer than the grace would have been
+                await asyncio.wait_for(generation.over(), 0.2)
+            released.set()
+            assert text_of(await staying.events()) == "ab"
+    assert (upstream.ended, upstream.aborted) == (1, 0)
+
+
+async def test_two_pipelined_requests_end_with_their_client() -> None:
+    async with Upstream() as upstream, running(upstream.base_url) as relay, connect(relay.port) as client:
+        upstream.script((head(), repeat(chunk("x"), interval=0.01)))
+        client.write("POST", "/chat/stream", chat())
+        client.write("POST", "/chat/stream", chat())
+        client.close()
+        await nothing_remains(relay, upstream, aborted=upstream.opened)
+
+
+async def test_a_second_request_during_a_stream_ends_both() -> None:
+    async with Upstream() as upstream, running(upstream.base_url) as relay, connect(relay.port) as client:
+        upstream.script((head(), repeat(chunk("x"), interval=0.01)))
+        response = await client.request("POST", "/chat/stream", chat())
+        client.write("POST", "/chat/stream", chat())
+        await nothing_remains(relay, upstream)
+        with pytest.raises(asyncio.IncompleteReadError):
+            await response.read()
+        assert len(upstream.requests) == 1
+
+
+# The policies: what a departure means.
+
+
+async def test_wait_ends_upstream_when_nobody_is_back_in_time() -> None:
+    async with Upstream() as upstream, running(upstream.base_url, wait_seconds=0.3) as relay:
+        upstream.script((head(), chunk("a"), hang()))
+        async with connect(relay.port) as client:
+            await client.request("POST", "/chat/stream", chat(on_disconnect="wait"))
+        left_at = asyncio.get_running_loop().time()
+        await upstream.wait_for(lambda u: u.active == 0, 1.3)
+        assert upstream.last_abort_at is not None
+        assert upstream.last_abort_at - left_at > 0.29
+        await nothing_remains(relay, upstream)
+
+
+async def test_a_reader_that_returns_and_leaves_again_starts_the_grace_anew() -> None:
+    loop = asyncio.get_running_loop()
+    async with Upstream() as upstream, running(upstream.base_url, wait_seconds=0.4) as relay:
+        upstream.script((head(), repeat(chunk("x"), interval=0.02)))
+        async with connect(relay.port) as client:
+            response = await client.request("POST", "/chat/stream", chat(), WITH_IDS)
+        first_left_at = loop.time()
+        async with connect(relay.port) as client:
+            response = await client.request("GET", f"/chat/stream/{response.headers['x-stream-id']}")
+            blocks = response.blocks()
+            while loop.time() < first_left_at + 0.5:
+                await anext(blocks)
+        left_again_at = loop.time()
+        await upstream.wait_for(lambda u: u.active == 0, 1.4)
+        assert upstream.last_abort_at is not None
+        assert upstream.last_abort_at - left_again_at > 0.39
+
+
+async def test_continue_needs_the_operators_permission() -> None:
+    async with Upstream() as upstream, running(upstream.base_url) as relay:
+        response, (refusal,) = await ask(relay.port, chat(on_disconnect="continue"))
+        assert (response.status, refusal["error"]["code"], refusal["error"]["param"]) == (
+            403,
+            "forbidden",
+            "on_disconnect",
+        )
+        assert upstream.requests == []
+
+
+async def test_continue_runs_to_its_end_unread() -> None:
+    released = asyncio.Event()
+    async with Upstream() as upstream, running(upstream.base_url, allow_continue=True) as relay:
+        upstream.script((head(), chunk("a"), wait(released), chunk("b"), finish()))
+        async with connect(relay.port) as client:
+            response = await client.request("POST", "/chat/stream", chat(on_disconnect="continue"))
+        (generation,) = relay.generations
+        await until(lambda: generation.detached)
+        released.set()
+        await upstream.wait_for(lambda u: u.ended == 1)
+        async with connect(relay.port) as client:
+            path = f"/chat/stream/{response.headers['x-stream-id']}/result"
+            result = await (await client.request("GET", path)).json()
+        assert (result["status"], result["text"], upstream.aborted) == ("done", "ab", 0)
+
+
+async def test_a_caller_may_leave_two_generations_running() -> None:
+    async with Upstream() as upstream, running(upstream.base_url, allow_continue=True) as relay:
+        upstream.script((head(), chunk("a"), hang()))
+        for left, (caller, aborted) in enumerate([(1, 0), (1, 0), (1, 1), (2, 1)], 1):
+            async with connect(relay.port) as client:
+                await client.request("POST", "/chat/stream", chat(on_disconnect="continue"), known_as(caller))
+            await until(lambda: not any(generation.log.readers for generation in relay.generations))
+            await upstream.wait_for(lambda u, n=aborted: u.aborted == n, 1)  # type: ignore[misc]
+            assert upstream.active == left - aborted
+
+
+@pytest.mark.parametrize("on_disconnect", ["wait", "continue"])
+async def test_before_the_head_a_departure_always_cancels(on_disconnect: str) -> None:
+    async with (
+        Upstream() as upstream,
+        running(upstream.base_url, allow_continue=True) as relay,
+        connect(relay.port) as client,
+    ):
+        upstream.script(silent())
+        client.write("POST", "/chat/stream", chat(on_disconnect=on_disconnect))
+        await upstream.wait_for(lambda u: u.active == 1)
+        client.close()
+        await nothing_remains(relay, upstream)
+
+
+async def test_under_an_idempotency_key_a_departure_before_the_head_may_return() -> None:
+    released = asyncio.Event()
+    headers = {"idempotency-key": "k1"} | known_as(1)
+    async with Upstream() as upstream, running(upstream.base_url) as relay:
+        upstream.script((wait(released), *answer("Hello")))
+        async with connect(relay.port) as client:
+            client.write("POST", "/chat/stream", chat(), headers)
+            await upstream.wait_for(lambda u: u.active == 1)
+        (generation,) = relay.generations
+        await until(lambda: not generation.log.readers)
+        released.set()
+        _, events = await ask(relay.port, chat(), headers=headers)
+        assert text_of(events) == "Hello"
+        assert (len(upstream.requests), upstream.aborted) == (1, 0)
