@@ -39,6 +39,8 @@ class Clocks:
 
     def carried(self) -> None:
         """Content came: from here on the gap to the next is what is limited."""
+        if self._phase == "usage":
+            return  # what comes after the finish_reason does not make the wait for usage longer
         self._phase_due = self._loop.time() + self._limits.idle
         if self._phase == "first_token":
             self._enter("idle")

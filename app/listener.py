@@ -27,6 +27,7 @@ def listen(host: str, port: int) -> socket.socket:
         made.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
         made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         for name, value in (
+            ("TCP_NODELAY", 1),  # asyncio sets it on sockets that name their protocol, which accepted ones do not
             ("TCP_USER_TIMEOUT", VANISHED_SECONDS * 1000),
             ("TCP_KEEPIDLE", VANISHED_SECONDS // 2),
             ("TCP_KEEPINTVL", VANISHED_SECONDS // 4),
@@ -54,7 +55,9 @@ class Listener:
         self._loop.add_reader(listening.fileno(), self._accept)
 
     def close(self) -> None:
+        """Whoever has connected is still accepted: closing would reset a connection that may carry a request."""
         if self._socket.fileno() >= 0:
+            self._accept()
             self._loop.remove_reader(self._socket.fileno())
             self._socket.close()
 

@@ -33,10 +33,17 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     # sse-starlette would end every stream at once on SIGTERM; here streams finish, and server.py says until when.
     AppStatus.enable_automatic_graceful_drain = False
     lifespan = partial(_lifespan, chosen)
-    app = FastAPI(title="sse-relay", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
+    app = FastAPI(
+        title="sse-relay",
+        version=__version__,
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,  # its Location would have our scheme and host, which are not those of a proxy
+    )
     app.include_router(routes.router)
     app.add_exception_handler(RelayError, problems.relay_error)
-    app.add_exception_handler(HTTPException, problems.http_error)
+    app.add_exception_handler(HTTPException, partial(problems.http_error, routes.router))
     app.add_middleware(
         CORSMiddleware,
         allow_origins=chosen.cors_origins,

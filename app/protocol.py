@@ -11,7 +11,7 @@ from typing import Final
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from app.api.response import ABORT
-from app.errors import invalid_request
+from app.errors import RelayError, invalid_request
 
 WRITE_BUFFER_BYTES: Final = 16 * 1024
 """What waits in the process for a client that is slower than its stream; the kernel's buffer comes before it."""
@@ -25,19 +25,35 @@ class HeadTooLarge(Exception):
     """A request line and headers beyond `max_header_bytes`."""
 
 
+class UpgradeWithBody(Exception):
+    """A request that would change the protocol and has a body (curl --http2, Java's client): llhttp loses the body."""
+
+
 class Protocol(HttpToolsProtocol):
     """HTTP/1.1, with a bound on the head, no pipelining, and failures in the contract's shape."""
 
     max_header_bytes = 64 * 1024
-    _head_bytes = 0
+    draining = False
+    _head_bytes = _unfinished_bytes = 0
+    _in_head = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         transport.set_write_buffer_limits(high=WRITE_BUFFER_BYTES)
 
+    def data_received(self, data: bytes) -> None:
+        """httptools tells of a header when it is whole: one without an end has to be counted as it comes."""
+        super().data_received(data)
+        if self._in_head and not self.transport.is_closing():
+            self._unfinished_bytes += len(data)
+            if self._unfinished_bytes > self.max_header_bytes:
+                self._head_bytes = self._unfinished_bytes
+                self.send_400_response("")
+
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self._head_bytes = 0
+        self._head_bytes = self._unfinished_bytes = 0
+        self._in_head = True
         self.scope["extensions"] = {ABORT: {"call": self.transport.abort}}
 
     def on_url(self, url: bytes) -> None:
@@ -49,27 +65,51 @@ class Protocol(HttpToolsProtocol):
         super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
+        self._in_head = False
         if self._answering():
             raise PipelinedRequest
+        if self._upgrades_with_body():
+            raise UpgradeWithBody
         super().on_headers_complete()
+        if self.draining:
+            self.cycle.keep_alive = False
+
+    def eof_received(self) -> None:
+        """A client that stops sending has left. uvicorn would wait until it has taken what is buffered for it."""
+        if self._answering():
+            self.transport.abort()
 
     def send_400_response(self, msg: str) -> None:
         """uvicorn's answer to what is no HTTP; while a response is under way there is nothing to say but good-bye."""
-        if self._answering():
+        if self._answering() and not self._reading_body():
             self.transport.close()
             return
-        too_large = self._head_bytes > self.max_header_bytes
-        words = (
-            f"the request line and headers may have {self.max_header_bytes} bytes" if too_large else "this is not HTTP"
-        )
-        problem = invalid_request(words, param="headers" if too_large else None, status=400).problem
-        body = json.dumps({"error": problem.as_json()}, separators=(",", ":")).encode()
+        body = json.dumps({"error": self._refusal().problem.as_json()}, separators=(",", ":")).encode()
         head = b"content-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n" % len(body)
         self.transport.write(STATUS_LINE[400] + head + body)
         self.transport.close()
 
     def _answering(self) -> bool:
         return self.cycle is not None and not self.cycle.response_complete
+
+    def _reading_body(self) -> bool:
+        return self.cycle is not None and self.cycle.more_body and not self.cycle.response_started
+
+    def _upgrades_with_body(self) -> bool:
+        bodies = (
+            (name == b"content-length" and value != b"0") or name == b"transfer-encoding"
+            for name, value in self.headers
+        )
+        return self.parser.should_upgrade() and any(bodies)
+
+    def _refusal(self) -> RelayError:
+        if self._head_bytes > self.max_header_bytes:
+            words = f"the request line and headers may have {self.max_header_bytes} bytes"
+            return invalid_request(words, param="headers", status=400)
+        if self._upgrades_with_body():
+            words = "a request with a body cannot change the protocol: send it without `Upgrade`"
+            return invalid_request(words, param="Upgrade", status=400)
+        return invalid_request("this is not HTTP", status=400)
 
     def _grow(self, size: int) -> None:
         self._head_bytes += size

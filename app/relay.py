@@ -13,6 +13,7 @@ one number, `linger_s`: how long it runs on unread (0, some seconds, infinity).
 """
 
 import asyncio
+import logging
 import math
 from collections.abc import Callable, Sequence
 from typing import Final, Literal
@@ -33,6 +34,12 @@ from app.turns import Turns
 
 REPEATABLE_STATUSES: Final = {408, 409, 429} | set(range(500, 600))
 """Upstream's statuses that another attempt may cure, as the OpenAI SDKs have it."""
+
+REPEATABLE_CODES: Final = {"rate_limited", "upstream_error", "upstream_unavailable"}
+"""The same for failures that came without a status. A broken or truncated answer is none of them."""
+
+OPERATORS_STATUSES: Final = {401, 402, 403, 409, 429}
+"""With `upstream_error`: upstream refuses our key or account, which no caller can mend; an operator must hear of it."""
 
 FIRST_RETRY_SECONDS: Final = 0.2
 BYTES_PER_TOKEN: Final = 4
@@ -173,13 +180,17 @@ class Generation:
         return "stream" if self.log.carrying else "connect" if self.waiting == "connecting" else "first_token"
 
     def _tell(self, terminal: Done | Failed) -> None:
-        logger.info(
+        error = terminal.error if isinstance(terminal, Failed) else None
+        loud = error is not None and error.code == "upstream_error" and error.upstream_status in OPERATORS_STATUSES
+        logger.log(
+            logging.ERROR if loud else logging.INFO,
             "stream",
             stream=self.id,
             request_id=self.request_id,
             model=self.chat.model,
             cause=self.cause,
-            code=terminal.error.code if isinstance(terminal, Failed) else None,
+            code=error and error.code,
+            upstream_status=error and error.upstream_status,
             attempts=self._attempts,
             pieces=self._pieces,
             text_bytes=self.log.text_bytes,
@@ -228,10 +239,10 @@ class Generation:
         if not isinstance(error, RelayError) or self.log.carrying:
             return False
         problem = error.problem
-        status = problem.upstream_status
-        unreached = status is None and (problem.code == "upstream_unavailable" or problem.phase == "connect")
-        if not unreached and (status not in REPEATABLE_STATUSES or not (problem.retryable or status == 409)):
-            return False
-        if problem.retry_after_s is None:
-            return True
-        return problem.retry_after_s < min(terms.max_retry_wait_s, self.clocks.remaining_s) and problem.retry_after_s
+        if (status := problem.upstream_status) is None:
+            curable = problem.retryable and (problem.code in REPEATABLE_CODES or problem.phase == "connect")
+        else:
+            curable = status in REPEATABLE_STATUSES and (problem.retryable or status == 409)
+        if not curable or (wait_s := problem.retry_after_s) is None:
+            return curable
+        return wait_s <= terms.max_retry_wait_s and wait_s < self.clocks.remaining_s and wait_s

@@ -1,10 +1,12 @@
 """What a client may ask: pydantic at the door, a frozen value inside."""
 
 import difflib
+import json
+import re
 from typing import Annotated, Any, Final, Literal
 
 import msgspec
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from app.errors import RelayError, invalid_request
 from app.settings import Settings
@@ -13,10 +15,26 @@ OnDisconnect = Literal["cancel", "wait", "continue"]
 
 Number = Annotated[float, Field(allow_inf_nan=False)]
 Name = Annotated[str, Field(min_length=1, max_length=256)]
-Object = dict[str, Any]
+
+
+def _sendable(value: object) -> object:
+    """pydantic reads NaN, and 1e999 as infinity, but neither can be sent on: JSON has no such thing."""
+    json.dumps(value, allow_nan=False)
+    return value
+
+
+Value = Annotated[Any, AfterValidator(_sendable)]
+Object = dict[str, Value]
 
 RELAY_FIELDS: Final = {"message", "messages", "system", "timeouts", "on_disconnect"}
 """Fields that are the relay's own; all others go upstream as they are."""
+
+MAX_FAULTS: Final = 1000
+"""Beyond it no field is named: pydantic tells all its errors or none, and 3 million of them took 13 s of the loop."""
+
+MAX_PARAM_CHARACTERS: Final = 128
+_BRANCH: Final = re.compile(r"str|(list|dict)\[.*", re.DOTALL)
+"""How pydantic names, inside a path, the branch of a union that it was trying."""
 
 
 class Limits(msgspec.Struct, frozen=True, gc=False):
@@ -43,9 +61,10 @@ class Message(BaseModel):
     """One message of OpenAI's list; fields that only some roles have pass as they are."""
 
     model_config = ConfigDict(extra="allow", strict=True)
+    __pydantic_extra__: dict[str, Value]
 
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
-    content: str | list[Object] | None = None
+    content: str | Annotated[list[Object], Field(fail_fast=True)] | None = None
 
 
 class ChatRequest(BaseModel):
@@ -54,7 +73,9 @@ class ChatRequest(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     message: Annotated[str, Field(min_length=1)] | None = Field(None, description="one user message")
-    messages: Annotated[list[Message], Field(min_length=1)] | None = Field(None, description="OpenAI's message list")
+    messages: Annotated[list[Message], Field(min_length=1, fail_fast=True)] | None = Field(
+        None, description="OpenAI's message list"
+    )
     system: str | None = Field(None, description="a system message, put first")
     model: Name | None = Field(None, description="else the relay's default model")
     timeouts: Timeouts | None = None
@@ -64,11 +85,11 @@ class ChatRequest(BaseModel):
     max_tokens: int | None = Field(None, ge=1)
     max_completion_tokens: int | None = Field(None, ge=1)
     n: Literal[1] | None = None
-    stop: str | list[str] | None = None
+    stop: str | Annotated[list[str], Field(fail_fast=True)] | None = None
     seed: int | None = None
     presence_penalty: Number | None = None
     frequency_penalty: Number | None = None
-    tools: list[Object] | None = None
+    tools: Annotated[list[Object], Field(fail_fast=True)] | None = None
     tool_choice: str | Object | None = None
     parallel_tool_calls: bool | None = None
     response_format: Object | None = None
@@ -161,25 +182,33 @@ def _limit(name: str, asked: float | None, settings: Settings) -> float:
 
 
 def _refusal(error: ValidationError) -> RelayError:
-    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-    param = ".".join(str(part) for part in first["loc"]) or None
+    if error.error_count() > MAX_FAULTS:
+        return invalid_request(f"the body has {error.error_count()} faults", param="body")
+    faults = error.errors(include_url=False, include_input=False, include_context=False)
+    first = max(faults, key=lambda fault: len(fault["loc"]))  # of a union's branches the one that got furthest
+    loc = [str(part) for part in first["loc"] if not _BRANCH.fullmatch(str(part))]
+    param = ".".join(loc)[:MAX_PARAM_CHARACTERS] or "body"
     match first["type"]:
         case "json_invalid":
-            return invalid_request(f"the body is not JSON: {first['msg'].removeprefix('Invalid JSON: ')}", status=400)
+            words = first["msg"].removeprefix("Invalid JSON: ")
+            return invalid_request(f"the body is not JSON: {words}", param=param, status=400)
         case "extra_forbidden":
-            return invalid_request(_unknown(str(first["loc"][-1]), first["loc"]), param=param)
-        case "value_error":
-            return invalid_request(first["msg"].removeprefix("Value error, "), param=param or "message")
+            return invalid_request(_unknown(loc), param=param)
+        case "value_error" if not loc:
+            return invalid_request(first["msg"].removeprefix("Value error, "), param="message")
         case _:
-            return invalid_request(f"{param or 'the body'}: {_lower(first['msg'])}", param=param)
+            words = _lower(first["msg"].removeprefix("Value error, "))
+            return invalid_request(f"{param}: {words}", param=param)
 
 
-def _unknown(name: str, loc: tuple[int | str, ...]) -> str:
-    if name in ("stream", "stream_options") and len(loc) == 1:
+def _unknown(loc: list[str]) -> str:
+    *outer, name = loc
+    if name in ("stream", "stream_options") and not outer:
         return f"`{name}` is the relay's to set: leave it out"
-    known = Timeouts.model_fields if len(loc) == 2 and loc[0] == "timeouts" else ChatRequest.model_fields
+    name = name[:64]  # looking for what is near takes its time on a name of 9 MB
+    known = Timeouts.model_fields if outer == ["timeouts"] else ChatRequest.model_fields
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"unknown field `{name[:64]}`" + (f"; did you mean `{near[0]}`?" if near else "")
+    return f"unknown field `{name}`" + (f"; did you mean `{near[0]}`?" if near else "")
 
 
 def _lower(message: str) -> str:

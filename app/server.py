@@ -1,7 +1,8 @@
 """Our own uvicorn: it closes its listening socket first when it is told to stop, and lets streams finish.
 
-SIGTERM: the socket is closed at once, so that a balancer's connect goes elsewhere; streams have the grace to finish,
-and what is left ends as `draining`. A second signal ends everything now.
+SIGTERM: the socket is closed at once, so that a balancer's connect goes elsewhere; what it sends on connections that it
+has open is still served, with `Connection: close`; streams have the grace to finish, and what is left ends as
+`draining`. A second signal ends everything now.
 """
 
 import asyncio
@@ -34,8 +35,7 @@ class Server(uvicorn.Server):
     """One process, one socket, one drain."""
 
     def __init__(self, app: FastAPI, settings: Settings, listening: socket.socket) -> None:
-        protocol = type("Protocol", (Protocol,), {"max_header_bytes": settings.max_header_bytes})
-        grace = settings.drain_grace_seconds
+        protocol: Any = type("Protocol", (Protocol,), {"max_header_bytes": settings.max_header_bytes})
         super().__init__(
             uvicorn.Config(
                 app,
@@ -47,11 +47,12 @@ class Server(uvicorn.Server):
                 log_config=None,
                 log_level="warning",
                 timeout_keep_alive=KEEP_ALIVE_SECONDS,
-                timeout_graceful_shutdown=int(grace) + LAST_WORDS_SECONDS,
+                timeout_graceful_shutdown=LAST_WORDS_SECONDS,
             )
         )
         self._app = app
-        self._grace_s = grace
+        self._protocol: type[Protocol] = protocol
+        self._grace_s = settings.drain_grace_seconds
         self._listening = listening
         self.listening: Final = asyncio.Event()
         self._drain: asyncio.Task[None] | None = None
@@ -64,6 +65,13 @@ class Server(uvicorn.Server):
         self.servers = [Listener(self._listening, self._make_protocol)]  # type: ignore[list-item]
         self.started = True
         self.listening.set()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """uvicorn begins by closing idle connections: here they are served until no stream runs."""
+        await asyncio.sleep(0)  # the signal that brought us here has asked for `_begin_drain`, which comes first
+        if self._drain is not None:
+            await asyncio.wait([self._drain])
+        await super().shutdown(sockets)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """The first signal begins the drain, the second ends it. Either way the process ends well, with status 0."""
@@ -84,15 +92,17 @@ class Server(uvicorn.Server):
     def _begin_drain(self) -> None:
         for server in self.servers:
             server.close()
-        self._streams.draining = True
-        self._drain = self._loop.create_task(self._drain_after_grace(), name="drain")
+        self._streams.draining = self._protocol.draining = True
+        self._drain = self._loop.create_task(self._drain_in_place(), name="drain")
 
-    async def _drain_after_grace(self) -> None:
-        await asyncio.sleep(self._grace_s)
+    async def _drain_in_place(self) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._grace_s):
+                await self._streams.idle()
         await self._streams.close()
 
     def _end_now(self) -> None:
-        self._drain = self._loop.create_task(self._streams.close(), name="end")
+        self._end = self._loop.create_task(self._streams.close(), name="end")
 
 
 async def serve(settings: Settings, *, on_ready: Callable[[str], Awaitable[None]] | None = None) -> None:
@@ -124,7 +134,7 @@ def run(main: Coroutine[Any, Any, None]) -> None:
 
 def may_listen(settings: Settings) -> bool:
     """Beyond loopback anybody could spend the upstream key: that takes client keys or the operator's word."""
-    return settings.allow_anonymous or is_loopback(settings.host)
+    return settings.allow_anonymous or is_loopback(f"[{settings.host}]" if ":" in settings.host else settings.host)
 
 
 async def _ready(server: Server, running: asyncio.Task[None]) -> bool:

@@ -116,6 +116,11 @@ class Streams:
     def running(self) -> int:
         return len(self._running)
 
+    async def idle(self) -> None:
+        """Waits until no generation runs, nor one that began meanwhile."""
+        while self._running:
+            await next(iter(self._running)).over()
+
     async def close(self) -> None:
         """Ends everything as `draining` and returns when nothing of it remains."""
         self.draining = self._closed = True

@@ -11,11 +11,14 @@ import msgspec
 from app import server
 from app.listener import listen
 from app.main import create_app
+from app.protocol import Protocol
 from app.relay import Generation
 from app.settings import Settings
 from app.streams import Streams
 
 DEADLINE_SECONDS: Final = 5.0
+SSE: Final = {"accept": "text/event-stream"}
+"""What an EventSource accepts: it is given the shape with ids."""
 
 
 class Relay(server.Server):
@@ -42,12 +45,17 @@ class Relay(server.Server):
     def permits_in_use(self) -> int:
         return self.streams._permits.in_use
 
+    @property
+    def blocked(self) -> bool:
+        """Whether a `send` waits for its client."""
+        return any(cast(Protocol, protocol).flow.write_paused for protocol in self.server_state.connections)
+
 
 async def until(holds: Callable[[], object], deadline_seconds: float = 1.0) -> None:
     """Looks in every turn of the loop; AssertionError when it never holds. For what nothing else tells."""
     try:
         async with asyncio.timeout(deadline_seconds):
-            while not holds():
+            while not holds():  # noqa: ASYNC110 — a predicate is for what sets no event
                 await asyncio.sleep(0)
     except TimeoutError:
         raise AssertionError(f"not within {deadline_seconds} s") from None
@@ -147,6 +155,18 @@ class Connection:
                 return
             yield piece[:-2]
 
+    async def rest(self) -> bytes:
+        """What still comes before the relay ends the connection."""
+        async with asyncio.timeout(DEADLINE_SECONDS):
+            return await self.reader.read()
+
+    def stop_reading(self) -> None:
+        """From here on the client is there, and takes nothing."""
+        cast(asyncio.Transport, self.writer.transport).pause_reading()
+
+    def read_again(self) -> None:
+        cast(asyncio.Transport, self.writer.transport).resume_reading()
+
     def close(self) -> None:
         """Leaves at once, without a word."""
         self.writer.transport.abort()
@@ -170,6 +190,20 @@ async def ask(
         if not response.headers["content-type"].startswith("text/event-stream"):
             return response, [await response.json()]
         return response, await response.events()
+
+
+async def fetch(
+    port: int, method: str, path: str, body: object = None, headers: Mapping[str, str] | None = None
+) -> tuple[Response, bytes]:
+    """One request on a connection of its own, and the whole body of its answer."""
+    async with connect(port) as connection:
+        response = await connection.request(method, path, body, headers)
+        return response, await response.read()
+
+
+def subject(letter: str) -> dict[str, str]:
+    """The headers of an anonymous caller that can be told from others."""
+    return {"cookie": f"relay_subject={letter * 32}"}
 
 
 def chat(message: str = "hi", **fields: object) -> dict[str, object]:

@@ -96,7 +96,7 @@ def test_json_too_deep_is_a_protocol_error(opening: bytes) -> None:
 
 
 def test_no_depth_of_json_breaks_the_decoder() -> None:
-    for depth in range(850, 1010):  # round the interpreter's own limit, where reading still works and writing does not
+    for depth in range(850, 1010):  # round the interpreter's own limit, where reading may work and walking may not
         part = b'{"choices":[{"delta":{"function_call":{"arguments":' + b"[" * depth + b"]" * depth + b"}}}]}"
         decode(stream(part))
 

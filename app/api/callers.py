@@ -50,7 +50,8 @@ def is_served(host: str, allowed: tuple[str, ...]) -> bool:
     if not name:
         return False
     return is_loopback(host) or any(
-        pattern in ("*", name) or (pattern.startswith("*.") and name.endswith(pattern[1:])) for pattern in allowed
+        pattern in ("*", name) or (pattern.startswith("*.") and name.endswith(pattern[1:]))
+        for pattern in map(str.lower, allowed)
     )
 
 

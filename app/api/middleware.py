@@ -58,7 +58,8 @@ class Edge:
             await self._answer(fault, scope, receive, send_identified)
 
     def _check_host(self, path: str, headers: Headers) -> None:
-        if path not in PROBES and not is_served(headers.get("host", ""), self._allowed_hosts):
+        hosts = headers.getlist("host")  # more than one is to be refused (RFC 9112 §3.2): which would we have checked?
+        if path not in PROBES and not (len(hosts) == 1 and is_served(hosts[0], self._allowed_hosts)):
             message = "this relay does not serve that host; its operator can name it in RELAY_ALLOWED_HOSTS"
             raise invalid_request(message, param="Host", status=400)
 

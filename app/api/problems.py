@@ -2,12 +2,15 @@
 
 import json
 import math
-from typing import Any, cast
+from typing import cast
 
 import msgspec
+from fastapi import APIRouter
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import BaseRoute, Match, Route
+from starlette.types import Scope
 
 from app.errors import Problem, RelayError, invalid_request
 from app.wire import native
@@ -42,13 +45,24 @@ async def relay_error(request: Request, error: Exception) -> Response:
     return answer(problem, events=accepts_events(request))
 
 
-async def http_error(request: Request, error: Exception) -> Response:
+async def http_error(router: APIRouter, request: Request, error: Exception) -> Response:
     """The framework's own refusals (no such path, wrong method) in the contract's shape."""
     refused = cast(HTTPException, error)
-    if refused.status_code == 404:
-        problem = RelayError("not_found", "no such path", phase="admission").problem
-    else:
-        problem = invalid_request(str(refused.detail), status=refused.status_code).problem
+    headers = dict(refused.headers or {})
+    match refused.status_code:
+        case 404:
+            problem = RelayError("not_found", "no such path", phase="admission").problem
+        case 405:
+            headers["allow"] = ", ".join(_methods([*request.app.routes, *router.routes], request.scope))
+            problem = invalid_request(f"the methods of this path are {headers['allow']}", status=405).problem
+        case status:
+            problem = invalid_request(str(refused.detail), status=status).problem
     made = answer(identified(problem, request), events=False)
-    made.headers.update(cast(dict[str, Any], refused.headers or {}))
+    made.headers.update(headers)
     return made
+
+
+def _methods(routes: list[BaseRoute], scope: Scope) -> list[str]:
+    """All that a path knows: the framework names those of the first route that has the path (RFC 9110 §15.5.6)."""
+    mine = (route for route in routes if isinstance(route, Route) and route.matches(scope)[0] is not Match.NONE)
+    return sorted({method for route in mine for method in route.methods or ()})

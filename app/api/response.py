@@ -126,11 +126,14 @@ class StreamResponse(EventSourceResponse):
         await response(scope, receive, send)
 
     async def _stream_response(self, send: Send) -> None:
-        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        self._known = True
         self._look()
+        await self._send(send, {"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        self._known = True
         reader, log = self._reader, self._reader.log
         while self.active:
+            if self._too_old:
+                await self._write(send, b"", more=False)
+                return
             if events := reader.peek():
                 body, count = self._shape.encode(reader.cursor + 1, events, log.live_from)
                 reader.advance(count)
@@ -140,8 +143,8 @@ class StreamResponse(EventSourceResponse):
                     return
                 if reader.behind:
                     await self._turns.take()  # `send` waits for nothing while the socket takes all: let others go
-            elif log.closed is not None or self._too_old:
-                await self._write(send, b"" if log.closed is None else native.END, more=False)
+            elif log.closed is not None:
+                await self._write(send, native.END, more=False)
                 return
             elif self._ping_due:
                 await self._write(send, native.ping(self._generation.waiting, self._generation.clocks.elapsed_s))
@@ -149,16 +152,19 @@ class StreamResponse(EventSourceResponse):
                 await reader.wait()
 
     async def _write(self, send: Send, body: bytes, *, more: bool = True) -> None:
-        self._blocked_since = self._loop.time()
-        await send({"type": "http.response.body", "body": body, "more_body": more})
-        self._blocked_since = None
+        await self._send(send, {"type": "http.response.body", "body": body, "more_body": more})
         self._ping_due = False
         self._written_at = self._loop.time()
+
+    async def _send(self, send: Send, message: Message) -> None:
+        self._blocked_since = self._loop.time()
+        await send(message)
+        self._blocked_since = None
 
     def _look(self) -> None:
         """What the timer does: cuts off a client that takes nothing, else wakes the reader where something is due."""
         now = self._loop.time()
-        dues = [self._written_at + self._manners.heartbeat_s]
+        dues = [self._written_at + self._manners.heartbeat_s, now + self._manners.send_timeout_s]
         if self._blocked_since is not None:
             dues = [self._blocked_since + self._manners.send_timeout_s]
             if now >= dues[0] and self._task is not None:
@@ -167,7 +173,7 @@ class StreamResponse(EventSourceResponse):
                 return
         elif now >= dues[0]:
             self._ping_due = True
-            dues = [now + self._manners.heartbeat_s]
+            dues[0] = now + self._manners.heartbeat_s
         if self._manners.max_age_s > 0:
             self._too_old = now >= self._began + self._manners.max_age_s
             dues += [] if self._too_old else [self._began + self._manners.max_age_s]

@@ -58,7 +58,7 @@ async def get_stream(request: Request) -> Response:
     callers.guard(request, app.settings.cors_origins, proof=True)
     if cursor := intake.last_event_id(request):
         return _replay(request, cursor.stream_id, cursor.seq)
-    return _begin(request, callers.visitor(request), _query(request), b"", hold_s=0)
+    return _begin(request, callers.visitor(request), _query(request), request.scope["query_string"], hold_s=0)
 
 
 @router.get("/chat/stream/{stream_id}", summary="Attach to a stream, from a cursor on")

@@ -21,6 +21,9 @@ from app.decode.tools import MAX_NAME_CHARACTERS, ToolCalls
 from app.errors import RelayError
 from app.events import Delta, Piece, Reasoning, Refusal, ToolCall, Usage
 
+MAX_CHARACTERS_BESIDE_A_PIECE = 400
+"""Of an id and a name together: with a full piece of arguments (`text`) they still fit into a line of 64 KiB."""
+
 ERROR_REASONS = frozenset({"error", "insufficient_system_resource"})
 """Finish reasons that are failures: OpenRouter's and DeepSeek's."""
 
@@ -143,6 +146,8 @@ class Answer:
         call = self._tools.find(part)
         call_id, name = call.news(part)
         first, *more = self._passed(call.arguments, part.arguments) or ("",)
+        if len(call_id or "") + len(name or "") > MAX_CHARACTERS_BESIDE_A_PIECE:
+            first, more = "", [first, *more] if first else []
         if call_id or name or first:
             self._pieces.append(ToolCall(call.index, call_id, name, first))
             self._pieces += (ToolCall(call.index, None, None, rest) for rest in more)

@@ -34,5 +34,5 @@ def _read_tolerantly(payload: bytes, says: Literal["delta", "message"] = "delta"
     try:
         document = tolerant.read(payload)
         return tolerant.chunk(document, says) if isinstance(document, dict) else None
-    except RecursionError:
+    except RecursionError:  # from Python 3.12 on C reads deeper than Python can walk
         raise ValueError("nested too deeply") from None

@@ -91,6 +91,7 @@ class MemoryLog:
             return False
         self.closed = terminal
         self._add([terminal])
+        self._let_in()
         if self.resumable and self.live_from is None:
             self._pack()
         return True
@@ -127,7 +128,7 @@ class MemoryLog:
     @property
     def crowded(self) -> bool:
         """Whether the slowest attached reader is so far behind that upstream must not be read."""
-        if not self.readers or (self.resumable and self.live_from is None):
+        if not self.readers or not self._forgets:
             return False
         slowest = min(reader.cursor for reader in self.readers)
         return self.kept_bytes - self._bytes_through(slowest) > self.max_lag_bytes
@@ -143,9 +144,17 @@ class MemoryLog:
 
     def moved(self) -> None:
         """A reader has taken entries or has gone."""
-        if not self.resumable or self.live_from is not None:
+        if self._forgets:
             self._forget()
-        if self._room is not None and not self._room.done() and not self.crowded:
+        self._let_in()
+
+    @property
+    def _forgets(self) -> bool:
+        """Whether what every attached reader has taken is dropped: nobody can come back for it."""
+        return not self.resumable or self.live_from is not None
+
+    def _let_in(self) -> None:
+        if self._room is not None and not self._room.done() and (self.closed is not None or not self.crowded):
             self._room.set_result(None)
 
     def _add(self, events: Sequence[Event]) -> None:
@@ -161,7 +170,7 @@ class MemoryLog:
         if self.resumable and self.live_from is None and self.closed is None and self.full:
             self.live_from = self.next_seq
             self._forget()
-        elif not self.readers and self.live_from is not None:
+        elif not self.readers and self._forgets:
             self._forget()
         self._wake()
 

@@ -7,6 +7,7 @@ cut stream for a whole one. Its retries are off: they sleep in our process and k
 import asyncio
 import contextlib
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Any, Final, cast
 
 import httpx2
@@ -67,10 +68,11 @@ class Upstream:
         Raises `RelayError`: a status that is no success, or `upstream_timeout` (connect), `upstream_unavailable`,
         `upstream_protocol`.
         """
+        asked_usage = self._asks_usage
         try:
             return await self._open(payload, connect_s, sent)
         except RelayError as error:
-            if not self._refuses_usage(error):
+            if not (asked_usage and _refuses_usage(error)):
                 raise
         self._asks_usage = False
         return await self._open(payload, connect_s, sent)
@@ -84,8 +86,9 @@ class Upstream:
         try:
             response = await self._post(payload | {"stream": True} | usage, connect_s)
         except openai.APIStatusError as error:
-            answer = error.response
-            raise from_status(answer.status_code, answer.content, answer.headers.get("retry-after")) from None
+            refused = error.response
+            after = refused.headers.get("retry-after")
+            raise from_status(refused.status_code, refused.content, after, now=datetime.now(UTC)) from None
         except openai.APITimeoutError:
             raise RelayError("upstream_timeout", "connecting to upstream took too long", phase="connect") from None
         except openai.APIConnectionError as error:
@@ -104,10 +107,10 @@ class Upstream:
         )
         return cast(httpx2.Response, response)
 
-    def _refuses_usage(self, error: RelayError) -> bool:
-        """Some services know no `stream_options`; the first refusal that names it is the last time it is sent."""
-        problem = error.problem
-        return self._asks_usage and problem.code == "upstream_rejected" and "stream_options" in problem.message
+
+def _refuses_usage(error: RelayError) -> bool:
+    """Some services know no `stream_options`; the first refusal that names it is the last time it is sent."""
+    return error.problem.code == "upstream_rejected" and "stream_options" in error.problem.message
 
 
 def _lost(cause: BaseException | None) -> RelayError:

@@ -1,0 +1,325 @@
+"""The server itself: its sockets and signals, its patience with what is no HTTP, and its fairness under a flood.
+
+What concerns signals runs as the process that an operator starts.
+"""
+
+import asyncio
+import contextlib
+import re
+import signal
+import socket
+import sys
+from asyncio.subprocess import DEVNULL, PIPE, Process
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import app
+from tests.relay import Connection, chat, connect, event_of, fetch, running, text_of
+from tests.terminal import environment
+from tests.upstream import Exchange, Upstream, answer, chunk, finish, hang, head, send, wait
+
+START_SECONDS = 20
+END_SECONDS = 10
+ROOT = Path(app.__file__).parents[1]
+
+
+class Served:
+    """A relay in a process of its own."""
+
+    def __init__(self, process: Process, port: int) -> None:
+        self.process = process
+        self.port = port
+
+    async def code(self) -> int:
+        """What it exits with."""
+        async with asyncio.timeout(END_SECONDS):
+            return await self.process.wait()
+
+
+@contextlib.asynccontextmanager
+async def served(folder: Path, upstream: Upstream, *command: str, **variables: str) -> AsyncIterator[Served]:
+    """`python -m …`, killed when the block ends if it still runs."""
+    own = {"PYTHONPATH": str(ROOT), "OPENAI_API_KEY": "test-key", "OPENAI_BASE_URL": upstream.base_url}
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", *command),
+        stdin=DEVNULL,
+        stdout=DEVNULL,
+        stderr=PIPE,
+        cwd=folder,
+        env=environment(folder, own | variables),
+    )
+    assert process.stderr is not None
+    try:
+        async with asyncio.timeout(START_SECONDS):
+            text = (await process.stderr.readuntil(b"http://127.0.0.1:")).decode()
+            text += (await process.stderr.readuntil(b"\n")).decode()
+        yield Served(process, int(re.findall(r"http://127\.0\.0\.1:([0-9]+)", text)[0]))
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.communicate()
+
+
+SERVE = ("app", "serve", "--port", "0")
+
+
+async def begun(connection: Connection, model: str = "m") -> tuple[str, AsyncIterator[str]]:
+    """A stream of which the first text has come."""
+    response = await connection.request("POST", "/chat/stream", chat(model=model))
+    assert response.status == 200
+    blocks = response.blocks()
+    assert event_of(await anext(blocks))["type"] == "start"
+    assert event_of(await anext(blocks))["type"] == "delta"
+    return response.headers["x-stream-id"], blocks
+
+
+async def refused(port: int) -> None:
+    """Until nobody listens any more."""
+    async with asyncio.timeout(END_SECONDS):
+        with contextlib.suppress(ConnectionRefusedError):
+            while True:
+                with contextlib.suppress(ConnectionResetError):  # it came between the last accept and the close
+                    async with connect(port):
+                        pass
+
+
+# Signals
+
+
+async def test_sigterm_lets_a_stream_finish_and_ends_well(tmp_path: Path) -> None:
+    more = asyncio.Event()
+    async with Upstream() as upstream, served(tmp_path, upstream, *SERVE) as relay:
+        upstream.script((head(), chunk("Hel"), wait(more), chunk("lo"), finish()))
+        async with connect(relay.port) as streaming, connect(relay.port) as probing:
+            ready = await probing.request("GET", "/readyz")
+            assert (ready.status, await ready.json()) == (200, {"status": "ready"})
+            _, blocks = await begun(streaming)
+            relay.process.send_signal(signal.SIGTERM)
+            await refused(relay.port)
+            unready = await probing.request("GET", "/readyz")
+            assert (unready.status, await unready.json()) == (503, {"status": "draining"})
+            assert unready.headers["connection"] == "close"
+            more.set()
+            assert [event_of(block)["type"] async for block in blocks] == ["delta", "done", "[DONE]"]
+        assert await relay.code() == 0
+    assert upstream.aborted == 0
+
+
+async def test_what_runs_after_the_grace_ends_as_draining(tmp_path: Path) -> None:
+    grace = {"RELAY_DRAIN_GRACE_SECONDS": "0.2"}
+    async with (
+        Upstream() as upstream,
+        served(tmp_path, upstream, *SERVE, **grace) as relay,
+        connect(relay.port) as connection,
+    ):
+        upstream.script((head(), chunk("Hel"), hang()))
+        _, blocks = await begun(connection)
+        relay.process.send_signal(signal.SIGTERM)
+        end, last = [event_of(block) async for block in blocks]
+        assert (end["type"], last["type"]) == ("error", "[DONE]")
+        error = end["error"]
+        assert (error["code"], error["retryable"], error["partial"]) == ("draining", True, True)
+        assert await relay.code() == 0
+        await upstream.wait_for(lambda u: u.aborted == 1)
+
+
+@pytest.mark.parametrize("kind", [signal.SIGTERM, signal.SIGINT])
+async def test_a_second_signal_ends_at_once(tmp_path: Path, kind: signal.Signals) -> None:
+    async with (
+        Upstream() as upstream,
+        served(tmp_path, upstream, *SERVE, RELAY_DRAIN_GRACE_SECONDS="600") as relay,
+        connect(relay.port) as connection,
+    ):
+        upstream.script((head(), chunk("Hel"), hang()))
+        _, blocks = await begun(connection)
+        relay.process.send_signal(kind)
+        await refused(relay.port)
+        relay.process.send_signal(kind)
+        assert await relay.code() == 0
+        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionResetError):
+            assert [event_of(block)["type"] async for block in blocks] in ([], ["error", "[DONE]"])
+        await upstream.wait_for(lambda u: u.aborted == 1)
+
+
+async def test_an_idle_relay_ends_at_once(tmp_path: Path) -> None:
+    async with (
+        Upstream() as upstream,
+        served(tmp_path, upstream, *SERVE, RELAY_DRAIN_GRACE_SECONDS="600") as relay,
+        connect(relay.port) as idle,
+    ):
+        await (await idle.request("GET", "/healthz")).read()
+        relay.process.send_signal(signal.SIGTERM)
+        assert await relay.code() == 0
+
+
+async def test_who_has_connected_before_the_drain_is_served_in_it() -> None:
+    async with Upstream() as upstream, running(upstream.base_url) as relay:
+        port = relay.port
+        waiting = socket.create_connection(("127.0.0.1", port))  # by the kernel: the loop has had no turn
+        relay._begin_drain()
+        connection = Connection(*await asyncio.open_connection(sock=waiting))
+        response = await connection.request("GET", "/readyz")
+        assert (response.status, response.headers["connection"]) == (503, "close")
+        connection.close()
+        with pytest.raises(ConnectionRefusedError):
+            await asyncio.open_connection("127.0.0.1", port)
+
+
+async def test_plain_uvicorn_serves_the_application(tmp_path: Path) -> None:
+    command = ("uvicorn", "--factory", "app.main:create_app", "--port", "0")
+    async with Upstream() as upstream, served(tmp_path, upstream, *command) as relay:
+        upstream.script(answer("Hel", "lo"))
+        response, body = await fetch(relay.port, "POST", "/chat/stream", chat())
+        events = [event_of(block) for block in body.decode().split("\n\n")[:-1]]
+        assert (response.status, text_of(events), events[-1]) == (200, "Hello", {"type": "[DONE]"})
+        relay.process.send_signal(signal.SIGTERM)
+        await relay.code()
+
+
+# HTTP
+
+
+async def test_two_streams_share_a_connection() -> None:
+    async with Upstream() as upstream, running(upstream.base_url) as relay, connect(relay.port) as connection:
+        upstream.script(answer("one"), answer("two"))
+        for wanted in ("one", "two"):
+            response = await connection.request("POST", "/chat/stream", chat())
+            assert text_of(await response.events()) == wanted
+
+
+HEADS = [
+    b"GET /%s HTTP/1.1\r\nhost: localhost\r\n\r\n" % (b"a" * 2048),
+    b"GET / HTTP/1.1\r\nhost: localhost\r\nx-long: %s\r\n\r\n" % (b"a" * 2048),
+    b"GET / HTTP/1.1\r\nhost: localhost\r\n%s\r\n" % (b"x-many: a\r\n" * 200),
+    b"GET / HTTP/1.1\r\nhost: localhost\r\nx-endless: %s" % (b"a" * 70_000),
+    b"GET / HTTP/1.1\r\nhost: localhost\r\n%s" % (b"x" * 70_000),
+]
+
+
+@pytest.mark.parametrize("data", HEADS, ids=["line", "header", "headers", "endless value", "endless name"])
+async def test_a_head_beyond_its_bound_is_refused(data: bytes) -> None:
+    async with Upstream() as upstream, running(upstream.base_url, max_header_bytes=1024) as relay:
+        error = await refusal(relay.port, data)
+    assert (error["code"], error["param"]) == ("invalid_request", "headers")
+    assert "1024" in error["message"]
+
+
+@pytest.mark.parametrize("data", [b"\x16\x03\x01\x00\xa5\x01", b"hello\r\n\r\n", b"GET / HTTP/1.1\r\nno colon\r\n\r\n"])
+async def test_what_is_no_http_is_refused(data: bytes) -> None:
+    async with Upstream() as upstream, running(upstream.base_url) as relay:
+        error = await refusal(relay.port, data)
+    assert (error["code"], error["retryable"], error["param"]) == ("invalid_request", False, None)
+
+
+async def refusal(port: int, data: bytes) -> dict[str, Any]:
+    """The error in the answer to these bytes, which is the last on its connection."""
+    async with connect(port) as connection:
+        connection.writer.write(data)
+        response = await connection.head()
+        assert (response.status, response.headers["content-type"]) == (400, "application/json")
+        assert response.headers["connection"] == "close"
+        body = await response.json()
+        with contextlib.suppress(ConnectionResetError):
+            assert await connection.reader.read() == b""
+    assert set(body) == {"error"}
+    error: dict[str, Any] = body["error"]
+    return error
+
+
+@pytest.mark.parametrize("data", [b"\x00\x01garbage\r\n\r\n", b"GET /healthz HTTP/1.1\r\nhost: localhost\r\n\r\n"])
+async def test_garbage_or_another_request_while_a_stream_runs_closes_the_connection(data: bytes) -> None:
+    async with Upstream() as upstream, running(upstream.base_url) as relay, connect(relay.port) as connection:
+        upstream.script((head(), chunk("Hel"), hang()))
+        await begun(connection)
+        connection.writer.write(data)
+        async with asyncio.timeout(END_SECONDS):
+            with contextlib.suppress(ConnectionResetError):
+                assert b"HTTP/1.1" not in await connection.reader.read()
+        await upstream.wait_for(lambda u: u.aborted == 1)
+
+
+# Fairness
+
+FLOODS = 60
+PROBES = 30
+P99_SECONDS = 2.5
+CANCEL_SECONDS = 5.0
+"""Tenfold of what is required of 500 streams on a machine that does nothing else."""
+
+TOKENS = 64
+PIECE = b"".join(
+    b'data: {"id":"c","object":"chat.completion.chunk","created":1,"model":"m",'
+    b'"choices":[{"index":0,"delta":{"content":" token"},"finish_reason":null}]}\n\n'
+    for _ in range(TOKENS)
+)
+
+
+async def test_a_flood_starves_nobody(tmp_path: Path) -> None:
+    enough = asyncio.Event()
+
+    async def flood(exchange: Exchange) -> None:
+        while not enough.is_set():
+            await exchange.body(PIECE)
+
+    async with (
+        Upstream() as upstream,
+        served(tmp_path, upstream, *SERVE) as relay,
+        asyncio.TaskGroup() as clients,
+        connect(relay.port) as deaf,
+        connect(relay.port) as stopped,
+    ):
+        # What is on its way when the flood ends has to be read: megabytes a stream, if the kernel may choose.
+        upstream._server.sockets[0].setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 32 * 1024)
+        upstream.script((head(), *[send(PIECE)] * 100, finish()), (head(), flood, finish()))
+        upstream.script((head(), chunk("Hel"), flood), model="stopped")
+        replaying = clients.create_task(replay(relay.port, *await full_log(relay.port), enough))
+        deaf.write("POST", "/chat/stream", chat())
+        readers = [clients.create_task(last_events(relay.port)) for _ in range(FLOODS)]
+        stream_id, _ = await begun(stopped, "stopped")
+        await upstream.wait_for(lambda u: u.active == FLOODS + 2, END_SECONDS)
+        waits = [await probe(relay.port) for _ in range(PROBES)]
+        response, _ = await fetch(relay.port, "DELETE", f"/chat/stream/{stream_id}")
+        await upstream.wait_for(lambda u: u.aborted == 1, CANCEL_SECONDS)
+        enough.set()
+        ends = [await reader for reader in readers]
+        assert await replaying > 0
+    assert max(waits) < P99_SECONDS
+    assert response.status == 202
+    assert ends == [["done", "[DONE]"]] * FLOODS
+
+
+async def probe(port: int) -> float:
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    response, _ = await fetch(port, "GET", "/healthz")
+    assert response.status == 200
+    return loop.time() - began
+
+
+async def last_events(port: int) -> list[str]:
+    """Reads a flooding stream; how it ended."""
+    async with connect(port) as connection:
+        response = await connection.request("POST", "/chat/stream", chat())
+        tail = b""
+        async for piece in connection.pieces(response.headers):
+            tail = (tail + piece)[-2000:]
+    return [str(event_of(block)["type"]) for block in tail.decode().split("\n\n")[-3:-1]]
+
+
+async def full_log(port: int) -> tuple[str, bytes]:
+    """The path and the bytes of a long stream that is over."""
+    response, whole = await fetch(port, "POST", "/chat/stream", chat(), {"accept": "text/event-stream"})
+    return f"/chat/stream/{response.headers['x-stream-id']}", whole
+
+
+async def replay(port: int, path: str, whole: bytes, enough: asyncio.Event) -> int:
+    """Reads a full log again and again; how often."""
+    times = 0
+    while not enough.is_set():
+        _, again = await fetch(port, "GET", path)
+        assert again == whole
+        times += 1
+    return times
