@@ -94,7 +94,7 @@ class Attempt:
         except RelayError:
             if not decoder.finished:
                 raise
-            decoder.receive_eof()
+            self._deliver(decoder.receive_eof(), decoder)
         match decoder.end:
             case Complete():
                 self._complete(decoder.end)

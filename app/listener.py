@@ -15,11 +15,15 @@ SEND_BUFFER_BYTES: Final = 96 * 1024
 """The kernel doubles it; without it some 4 MB of an unread stream would vanish into the socket."""
 
 VANISHED_SECONDS: Final = 20
-"""A peer that acknowledges nothing, or answers no probe, for so long is gone."""
+"""A peer that acknowledges nothing, or answers no probe, for so long is gone. Linux counts a peer that reads nothing
+among them, so it is never less than the send timeout, which cuts those off in good order, and some seconds."""
+
+SEND_TIMEOUT_MARGIN_SECONDS: Final = 5
 
 
-def listen(host: str, port: int) -> socket.socket:
+def listen(host: str, port: int, *, send_timeout_s: float = 0) -> socket.socket:
     """A listening socket whose options every accepted connection inherits; raises `OSError`."""
+    vanished_s = max(VANISHED_SECONDS, int(send_timeout_s) + SEND_TIMEOUT_MARGIN_SECONDS)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     made = socket.socket(family, socket.SOCK_STREAM)
     try:
@@ -28,7 +32,7 @@ def listen(host: str, port: int) -> socket.socket:
         made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         for name, value in (
             ("TCP_NODELAY", 1),  # asyncio sets it on sockets that name their protocol, which accepted ones do not
-            ("TCP_USER_TIMEOUT", VANISHED_SECONDS * 1000),
+            ("TCP_USER_TIMEOUT", vanished_s * 1000),
             ("TCP_KEEPIDLE", VANISHED_SECONDS // 2),
             ("TCP_KEEPINTVL", VANISHED_SECONDS // 4),
             ("TCP_KEEPCNT", 2),
@@ -57,7 +61,8 @@ class Listener:
     def close(self) -> None:
         """Whoever has connected is still accepted: closing would reset a connection that may carry a request."""
         if self._socket.fileno() >= 0:
-            self._accept()
+            for _ in range(BACKLOG // ACCEPTS_PER_TURN):
+                self._accept()
             self._loop.remove_reader(self._socket.fileno())
             self._socket.close()
 

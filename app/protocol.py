@@ -13,6 +13,9 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from app.api.response import ABORT
 from app.errors import RelayError, invalid_request
 
+SEEING_OFF_SECONDS: Final = 2.0
+"""Closing with bytes unread makes the kernel reset the connection, and the answer is lost (RFC 9112 §9.6)."""
+
 WRITE_BUFFER_BYTES: Final = 16 * 1024
 """What waits in the process for a client that is slower than its stream; the kernel's buffer comes before it."""
 
@@ -25,6 +28,10 @@ class HeadTooLarge(Exception):
     """A request line and headers beyond `max_header_bytes`."""
 
 
+class UnreadBody(Exception):
+    """A body beyond its cap, of a request that is being answered without it."""
+
+
 class UpgradeWithBody(Exception):
     """A request that would change the protocol and has a body (curl --http2, Java's client): llhttp loses the body."""
 
@@ -34,15 +41,31 @@ class Protocol(HttpToolsProtocol):
 
     max_header_bytes = 64 * 1024
     draining = False
-    _head_bytes = _unfinished_bytes = 0
-    _in_head = False
+    max_body_bytes = 10 * 1024 * 1024
+    max_connections = 20_000
+    head_timeout_s = 30.0
+    _head_bytes = _unfinished_bytes = _body_bytes = 0
+    _in_head = _seen_off = False
+    _timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         transport.set_write_buffer_limits(high=WRITE_BUFFER_BYTES)
+        if len(self.connections) > self.max_connections:
+            transport.abort()
+        else:
+            self._expect_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_timer()
+        super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         """httptools tells of a header when it is whole: one without an end has to be counted as it comes."""
+        if self._seen_off:
+            return
+        if self._timer is None and not self._answering():
+            self._expect_head()
         super().data_received(data)
         if self._in_head and not self.transport.is_closing():
             self._unfinished_bytes += len(data)
@@ -52,7 +75,7 @@ class Protocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self._head_bytes = self._unfinished_bytes = 0
+        self._head_bytes = self._unfinished_bytes = self._body_bytes = 0
         self._in_head = True
         self.scope["extensions"] = {ABORT: {"call": self.transport.abort}}
 
@@ -66,6 +89,7 @@ class Protocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._in_head = False
+        self._stop_timer()
         if self._answering():
             raise PipelinedRequest
         if self._upgrades_with_body():
@@ -73,6 +97,23 @@ class Protocol(HttpToolsProtocol):
         super().on_headers_complete()
         if self.draining:
             self.cycle.keep_alive = False
+
+    def on_body(self, body: bytes) -> None:
+        self._body_bytes += len(body)
+        if self._body_bytes > self.max_body_bytes and self.cycle.response_started:
+            raise UnreadBody
+        super().on_body(body)
+
+    def on_response_complete(self) -> None:
+        """After an answer that did not wait for the body the client is heard out for a moment, so that it reads it."""
+        if not self.cycle.more_body or self.transport.is_closing():
+            super().on_response_complete()
+            return
+        self._seen_off = True
+        self._stop_timer()
+        self._timer = self.loop.call_later(SEEING_OFF_SECONDS, self.transport.abort)
+        self.flow.resume_reading()
+        self.transport.write_eof()
 
     def eof_received(self) -> None:
         """A client that stops sending has left. uvicorn would wait until it has taken what is buffered for it."""
@@ -82,12 +123,20 @@ class Protocol(HttpToolsProtocol):
     def send_400_response(self, msg: str) -> None:
         """uvicorn's answer to what is no HTTP; while a response is under way there is nothing to say but good-bye."""
         if self._answering() and not self._reading_body():
-            self.transport.close()
+            self.transport.abort()
             return
         body = json.dumps({"error": self._refusal().problem.as_json()}, separators=(",", ":")).encode()
         head = b"content-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n" % len(body)
         self.transport.write(STATUS_LINE[400] + head + body)
         self.transport.close()
+
+    def _expect_head(self) -> None:
+        self._timer = self.loop.call_later(self.head_timeout_s, self.transport.abort)
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
     def _answering(self) -> bool:
         return self.cycle is not None and not self.cycle.response_complete

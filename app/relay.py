@@ -30,18 +30,12 @@ from app.errors import Phase, RelayError
 from app.events import Done, Failed, Piece, Usage
 from app.log.memory import MemoryLog, Reader
 from app.request import Chat
+from app.retries import FIRST_RETRY_SECONDS, repeat_after
 from app.turns import Turns
-
-REPEATABLE_STATUSES: Final = {408, 409, 429} | set(range(500, 600))
-"""Upstream's statuses that another attempt may cure, as the OpenAI SDKs have it."""
-
-REPEATABLE_CODES: Final = {"rate_limited", "upstream_error", "upstream_unavailable"}
-"""The same for failures that came without a status. A broken or truncated answer is none of them."""
 
 OPERATORS_STATUSES: Final = {401, 402, 403, 409, 429}
 """With `upstream_error`: upstream refuses our key or account, which no caller can mend; an operator must hear of it."""
 
-FIRST_RETRY_SECONDS: Final = 0.2
 BYTES_PER_TOKEN: Final = 4
 
 Cause = Literal["finished", "failed", "deleted", "left", "drained"]
@@ -56,7 +50,7 @@ class Generation:
         self, chat: Chat, owner: Caller, log: MemoryLog, permit: Permit, *, id: str, request_id: str, linger_s: float
     ) -> None:
         self.id: Final = id
-        self.chat: Final = chat
+        self.chat = chat
         self.owner: Final = owner
         self.log: Final = log
         self.request_id: Final = request_id
@@ -71,6 +65,7 @@ class Generation:
         self._pieces = 0
         self._attempts = 0
         self._first_carried_s: float | None = None
+        self._usage: Usage | None = None
         self._attempt: Attempt | None = None
         self._grace: asyncio.TimerHandle | None = None
         self._task: asyncio.Task[None] | None = None
@@ -89,6 +84,8 @@ class Generation:
 
     def usage(self) -> Usage:
         """The usage known by now: upstream's, else the larger of the pieces and a quarter of the bytes."""
+        if self._usage is not None:
+            return self._usage
         if self._attempt is not None and self._attempt.decoder is not None and self._attempt.decoder.usage is not None:
             return self._attempt.decoder.usage
         prompt = math.ceil(self.chat.prompt_bytes / BYTES_PER_TOKEN)
@@ -148,7 +145,7 @@ class Generation:
     def _expired(self, limit: Limit) -> None:
         decoder = None if self._attempt is None else self._attempt.decoder
         if decoder is not None and decoder.finished:
-            decoder.receive_eof()
+            self.log.append(decoder.receive_eof())
             if isinstance(decoder.end, Complete):
                 return self._complete(decoder.end)
         phase: Phase = "stream" if self.log.carrying else "first_token"
@@ -159,6 +156,9 @@ class Generation:
         if not self.log.close(terminal):
             return
         self.cause = cause
+        self._usage = terminal.usage if isinstance(terminal, Done) else self.usage()
+        self._attempt = None
+        self.chat = msgspec.structs.replace(self.chat, payload={})  # an ended stream is kept, its prompt is not
         self.clocks.stop()
         if self._grace is not None:
             self._grace.cancel()
@@ -235,14 +235,7 @@ class Generation:
         await self._attempt.run(upstream, terms.decode)
 
     def _repeat(self, error: BaseException, terms: Terms) -> bool | float:
-        """Whether another attempt may help, or after how many seconds upstream says it will."""
         if not isinstance(error, RelayError) or self.log.carrying:
             return False
-        problem = error.problem
-        if (status := problem.upstream_status) is None:
-            curable = problem.retryable and (problem.code in REPEATABLE_CODES or problem.phase == "connect")
-        else:
-            curable = status in REPEATABLE_STATUSES and (problem.retryable or status == 409)
-        if not curable or (wait_s := problem.retry_after_s) is None:
-            return curable
-        return wait_s <= terms.max_retry_wait_s and wait_s < self.clocks.remaining_s and wait_s
+        remaining_s = self.clocks.remaining_s
+        return repeat_after(error.problem, max_wait_s=terms.max_retry_wait_s, remaining_s=remaining_s)

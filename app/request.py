@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import math
 import re
 from typing import Annotated, Any, Final, Literal
 
@@ -112,6 +113,7 @@ class Chat(msgspec.Struct, frozen=True):
     payload: dict[str, object]
     limits: Limits
     prompt_bytes: int
+    body_bytes: int
 
 
 def parse(body: bytes) -> ChatRequest:
@@ -130,7 +132,7 @@ def parse_fields(fields: dict[str, object]) -> ChatRequest:
         raise _refusal(error) from None
 
 
-def admit(request: ChatRequest, settings: Settings) -> Chat:
+def admit(request: ChatRequest, settings: Settings, *, body_bytes: int) -> Chat:
     """What the operator makes of a request: its model and limits; raises 422 without a model or above a cap."""
     model = request.model or settings.default_model
     if model is None:
@@ -142,15 +144,25 @@ def admit(request: ChatRequest, settings: Settings) -> Chat:
         payload=payload | {"model": model, "messages": messages},
         limits=_limits(request.timeouts or Timeouts(), settings),
         prompt_bytes=sum(_text_bytes(message) for message in messages),
+        body_bytes=body_bytes,
     )
 
 
-def policy(chosen: OnDisconnect | None, settings: Settings, *, default: OnDisconnect) -> OnDisconnect:
-    """What is to happen when nobody reads; raises `forbidden` for `continue` without the operator's permission."""
-    if chosen == "continue" and not settings.allow_continue:
-        message = "on_disconnect `continue` is not permitted here; `wait` and `cancel` are"
-        raise RelayError("forbidden", message, param="on_disconnect", phase="admission")
-    return chosen or default
+def linger_s(chosen: OnDisconnect | None, settings: Settings, *, default: OnDisconnect) -> float:
+    """The policy as the number it is: how long a generation runs on unread.
+
+    Raises `forbidden` for `continue` without the operator's permission.
+    """
+    match chosen or default:
+        case "cancel":
+            return 0.0
+        case "wait":
+            return settings.wait_seconds
+        case "continue" if settings.allow_continue:
+            return math.inf
+        case _:
+            message = "on_disconnect `continue` is not permitted here; `wait` and `cancel` are"
+            raise RelayError("forbidden", message, param="on_disconnect", phase="admission")
 
 
 def _messages(request: ChatRequest) -> list[Object]:

@@ -35,7 +35,7 @@ class Server(uvicorn.Server):
     """One process, one socket, one drain."""
 
     def __init__(self, app: FastAPI, settings: Settings, listening: socket.socket) -> None:
-        protocol: Any = type("Protocol", (Protocol,), {"max_header_bytes": settings.max_header_bytes})
+        protocol: Any = type("Protocol", (Protocol,), _bounds(settings))
         super().__init__(
             uvicorn.Config(
                 app,
@@ -71,13 +71,17 @@ class Server(uvicorn.Server):
         await asyncio.sleep(0)  # the signal that brought us here has asked for `_begin_drain`, which comes first
         if self._drain is not None:
             await asyncio.wait([self._drain])
+            left_s = max(self._grace_over_at - self._loop.time(), 0)
+            self.config.timeout_graceful_shutdown = int(left_s) + LAST_WORDS_SECONDS
         await super().shutdown(sockets)
+        if self.force_exit:
+            await self.lifespan.shutdown()  # uvicorn leaves it out, and connections to upstream stay open
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """The first signal begins the drain, the second ends it. Either way the process ends well, with status 0."""
-        self.force_exit = self.should_exit
-        self._loop.call_soon_threadsafe(self._end_now if self.force_exit else self._begin_drain)
-        self.should_exit = True
+        self.force_exit, self.should_exit = self.should_exit, True
+        if self.started:
+            self._loop.call_soon_threadsafe(self._end_now if self.force_exit else self._begin_drain)
 
     def _make_protocol(self) -> asyncio.Protocol:
         return self.config.http_protocol_class(  # type: ignore[call-arg]
@@ -93,11 +97,12 @@ class Server(uvicorn.Server):
         for server in self.servers:
             server.close()
         self._streams.draining = self._protocol.draining = True
+        self._grace_over_at = self._loop.time() + self._grace_s
         self._drain = self._loop.create_task(self._drain_in_place(), name="drain")
 
     async def _drain_in_place(self) -> None:
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(self._grace_s):
+            async with asyncio.timeout_at(self._grace_over_at):
                 await self._streams.idle()
         await self._streams.close()
 
@@ -105,10 +110,19 @@ class Server(uvicorn.Server):
         self._end = self._loop.create_task(self._streams.close(), name="end")
 
 
+def _bounds(settings: Settings) -> dict[str, float]:
+    return {
+        "max_header_bytes": settings.max_header_bytes,
+        "max_body_bytes": settings.max_body_bytes,
+        "max_connections": settings.max_connections,
+        "head_timeout_s": settings.head_timeout_seconds,
+    }
+
+
 async def serve(settings: Settings, *, on_ready: Callable[[str], Awaitable[None]] | None = None) -> None:
     """Serves until SIGTERM or SIGINT; `on_ready` is started with the relay's URL once it listens."""
     _raise_descriptor_limit()
-    listening = listen(settings.host, settings.port)
+    listening = listen(settings.host, settings.port, send_timeout_s=settings.send_timeout_seconds)
     host, port = listening.getsockname()[:2]
     server = Server(create_app(settings), settings, listening)
     running = asyncio.create_task(server.serve(), name="server")

@@ -75,7 +75,7 @@ class Settings(BaseSettings):
 
     hold_status_seconds: SecondsOrOff = Field(3, description="hold the status line for upstream's first content")
     heartbeat_seconds: Seconds = Field(15, description="a `ping` after so long without bytes")
-    send_timeout_seconds: Seconds = Field(30, description="a client that takes nothing for so long is cut off")
+    send_timeout_seconds: Seconds = Field(15, description="a client that takes nothing for so long is cut off")
     max_connection_seconds: SecondsOrOff = Field(0, description="longest age of a response, ±10 %; 0 is none")
     first_frame_padding_bytes: int = Field(
         0, ge=0, le=32 * KiB, description="padding for proxies that hold back small frames"
@@ -89,6 +89,8 @@ class Settings(BaseSettings):
 
     max_body_bytes: int = Field(10 * MiB, ge=KiB, description="a request's body")
     body_timeout_seconds: Seconds = Field(30, description="for a request's body to arrive")
+    head_timeout_seconds: Seconds = Field(30, description="for a request's line and headers to arrive")
+    max_connections: int = Field(20_000, ge=1, description="open connections; one more is closed at once")
     max_header_bytes: int = Field(64 * KiB, ge=KiB, description="a request's line and headers")
     max_streams: int = Field(5000, ge=1, description="generations at once")
     max_readers_per_stream: int = Field(8, ge=1, description="readers of one stream at once")

@@ -6,7 +6,6 @@ everybody else is told what they are told of an id that never was (404).
 """
 
 import asyncio
-import math
 import secrets
 from collections import OrderedDict
 from typing import Final
@@ -18,9 +17,10 @@ from app.attempt import Terms, Upstream
 from app.decode import Limits as DecodeLimits
 from app.errors import RelayError, invalid_request
 from app.events import Failed, Start
-from app.log.memory import Budget, MemoryLog, Reader
+from app.log.budget import Budget
+from app.log.memory import MemoryLog, Reader
 from app.relay import Generation
-from app.request import Chat, OnDisconnect
+from app.request import Chat
 from app.settings import Settings
 from app.turns import Turns
 
@@ -28,7 +28,14 @@ GONE_SECONDS: Final = 24 * 3600
 GONE_MAX: Final = 100_000
 """How long and how many ids are remembered after their logs; an id costs about 300 bytes."""
 
+BUSY_RETRY_SECONDS: Final = 2.0
 READERS_RETRY_SECONDS: Final = 2.0
+
+STREAM_BYTES: Final = 4 * 1024
+"""What a stream that is kept costs beside its log (measured); a running one holds its request as well."""
+
+LARGE_BODY_BYTES: Final = 64 * 1024
+"""Requests up to this are taken however full the logs are: the streams that filled them make room by themselves."""
 
 
 class Key(msgspec.Struct, frozen=True):
@@ -116,6 +123,11 @@ class Streams:
     def running(self) -> int:
         return len(self._running)
 
+    @property
+    def held_bytes(self) -> int:
+        """What all streams together are charged for."""
+        return self._budget.used_bytes
+
     async def idle(self) -> None:
         """Waits until no generation runs, nor one that began meanwhile."""
         while self._running:
@@ -133,6 +145,9 @@ class Streams:
             self._forget(stream_id)
 
     def _born(self, chat: Chat, owner: Caller, request_id: str, linger_s: float) -> Generation:
+        if chat.body_bytes > LARGE_BODY_BYTES and self._budget.exceeded:
+            message = "the relay holds as much as it may; a large request has to wait"
+            raise RelayError("overloaded", message, phase="admission", retry_after_s=BUSY_RETRY_SECONDS)
         permit = self._permits.acquire()
         stream_id = f"s_{secrets.token_hex(16)}"
         log = MemoryLog(
@@ -145,6 +160,7 @@ class Streams:
         generation.on_end = self._ended_now
         generation.on_over = self._running.discard
         generation.may_detach = self._may_detach
+        self._budget.used_bytes += STREAM_BYTES + chat.body_bytes
         self._streams[stream_id] = generation
         self._running.add(generation)
         return generation
@@ -154,6 +170,7 @@ class Streams:
         return sum(other.detached for other in mine) < self._settings.max_detached_streams
 
     def _ended_now(self, generation: Generation) -> None:
+        self._budget.used_bytes -= generation.chat.body_bytes
         if _frees_its_key(generation):
             self._free_key(generation)
         if generation.log.resumable and generation.log.live_from is None:
@@ -172,9 +189,11 @@ class Streams:
 
     def _forget(self, stream_id: str) -> None:
         generation = self._streams.pop(stream_id)
+        self._budget.used_bytes -= STREAM_BYTES
         if timer := self._ended.pop(stream_id, None):
             timer.cancel()
-            generation.log.release()
+            if not generation.log.readers:  # a log released under its reader would end it with [DONE] and half the text
+                generation.log.release()
         self._free_key(generation)
         self._gone[stream_id] = (asyncio.get_running_loop().time() + GONE_SECONDS, generation.owner)
         if len(self._gone) > GONE_MAX:
@@ -189,17 +208,6 @@ class Streams:
             if self._budget.used_bytes <= self._budget.total_bytes:
                 break
             self._forget(stream_id)
-
-
-def linger_s(chosen: OnDisconnect, settings: Settings) -> float:
-    """The policy as the number it is: how long a generation runs on unread."""
-    match chosen:
-        case "cancel":
-            return 0.0
-        case "wait":
-            return settings.wait_seconds
-        case "continue":
-            return math.inf
 
 
 def terms(settings: Settings) -> Terms:

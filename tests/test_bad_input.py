@@ -217,7 +217,7 @@ async def test_a_body_over_the_cap_is_413(served: Served, framed: bytes) -> None
         response = await connection.head()
         error = await problem(response)
         assert await connection.rest() == b""
-    assert (response.status, error["param"], response.headers["connection"]) == (413, "body", "close")
+    assert (response.status, error["param"]) == (413, "body")
     assert f"at most {BODY_BYTES} bytes" in error["message"]
 
 
@@ -234,8 +234,7 @@ async def test_a_slow_body_is_given_up(served: Served) -> None:
         error = await problem(response)
         assert (response.status, error["param"]) == (400, "body")
         assert "within 0.2 s" in error["message"]
-        connection.writer.write(b"age")
-        assert (await connection.request("GET", "/healthz")).status == 200
+        assert await connection.rest() == b""
 
 
 PATHS = [
@@ -253,7 +252,7 @@ PATHS = [
 async def test_a_wrong_method_is_told_the_right_ones(served: Served, path: str, allowed: str) -> None:
     async with connect(served.relay.port) as connection:
         for method in {"GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE"} - {*allowed.split(", ")}:
-            response = await connection.request(method, path, headers=SSE)
+            response = await connection.request(method, path)
             error = await refused(connection, response)
             assert (response.status, response.headers["allow"]) == (405, allowed)
             assert allowed in error["message"]

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import pytest
 
 from app.admission.permits import Caller
-from tests.relay import Connection, Relay, ask, chat, connect, event_of, running, text_of, until
+from tests.relay import SSE, Connection, Relay, ask, chat, connect, event_of, running, subject, text_of, until
 from tests.upstream import (
     Answer,
     Upstream,
@@ -29,7 +29,6 @@ from tests.upstream import (
 
 Leaving = Literal["close", "half-close"]
 
-WITH_IDS = {"accept": "text/event-stream"}
 NOBODY = Caller("", None)
 
 FLOOD: Answer = (head(), repeat(chunk("x" * 4000)))
@@ -37,11 +36,6 @@ LONG: Answer = (head(), repeat(chunk("x" * 4000), 300), finish())
 """More than the buffers between two processes hold."""
 
 LONG_EVENTS = 302
-
-
-def known_as(number: int) -> dict[str, str]:
-    """The header of a caller that can be told from others."""
-    return {"cookie": f"relay_subject={number:032x}"}
 
 
 def leave(client: Connection, how: Leaving) -> None:
@@ -108,7 +102,7 @@ async def test_leaving_between_two_attempts_prevents_the_next() -> None:
 
 
 @pytest.mark.parametrize("how", ["close", "half-close"])
-@pytest.mark.parametrize("headers", [{}, {"x-on-disconnect": "cancel"} | WITH_IDS], ids=["plain", "with ids"])
+@pytest.mark.parametrize("headers", [{}, {"x-on-disconnect": "cancel"} | SSE], ids=["plain", "with ids"])
 async def test_leaving_mid_stream_ends_upstream(headers: dict[str, str], how: Leaving) -> None:
     async with Upstream() as upstream, running(upstream.base_url) as relay, connect(relay.port) as client:
         upstream.script((head(), repeat(chunk("x"), interval=0.01)))
@@ -146,7 +140,7 @@ async def test_a_client_that_never_reads_is_cut_off_and_ends_upstream() -> None:
 async def test_a_client_that_asks_again_without_having_read_is_cut_off() -> None:
     async with Upstream() as upstream, running(upstream.base_url, send_timeout_seconds=0.3) as relay:
         upstream.script(answer("x" * 40_000))
-        begun, _ = await ask(relay.port, chat(), headers=WITH_IDS)
+        begun, _ = await ask(relay.port, chat(), headers=SSE)
         path = f"/chat/stream/{begun.headers['x-stream-id']}"
         log = relay.streams.find(begun.headers["x-stream-id"], NOBODY).log
         async with connect(relay.port) as client:
@@ -161,17 +155,20 @@ async def test_a_client_that_asks_again_without_having_read_is_cut_off() -> None
 
 
 async def test_cutting_off_a_reader_leaves_another_undisturbed() -> None:
+    released = asyncio.Event()
     async with Upstream() as upstream, running(upstream.base_url, send_timeout_seconds=0.3) as relay:
-        upstream.script(LONG)
+        upstream.script((*LONG[:-1], wait(released), *LONG[-1:]))
         async with connect(relay.port) as stalled, connect(relay.port) as client:
-            begun = await stalled.request("POST", "/chat/stream", chat(), WITH_IDS)
+            begun = await stalled.request("POST", "/chat/stream", chat(), SSE)
             stalled.stop_reading()
-            joined = await client.request("GET", f"/chat/stream/{begun.headers['x-stream-id']}")
-            events = await joined.events()
-            log = relay.streams.find(begun.headers["x-stream-id"], NOBODY).log
-            await until(lambda: not log.readers)
+            blocks = (await client.request("GET", f"/chat/stream/{begun.headers['x-stream-id']}")).blocks()
+            events = await take(blocks, LONG_EVENTS - 1)
+            (generation,) = relay.generations
+            await until(lambda: len(generation.log.readers) == 1)
+            released.set()
+            events += [event_of(block) async for block in blocks]
     assert [event["seq"] for event in events[:-1]] == list(range(LONG_EVENTS))
-    assert events[-1] == {"type": "[DONE]"}
+    assert (events[-2]["finish_reason"], events[-1]) == ("stop", {"type": "[DONE]"})
 
 
 @pytest.mark.parametrize("while_it", ["is finished", "runs"])
@@ -180,7 +177,7 @@ async def test_leaving_a_replay_ends_that_reader_alone(while_it: str) -> None:
     async with Upstream() as upstream, running(upstream.base_url) as relay:
         upstream.script(LONG if while_it == "is finished" else (*LONG[:-1], wait(released), *LONG[-1:]))
         async with connect(relay.port) as client, connect(relay.port) as second:
-            response = await client.request("POST", "/chat/stream", chat(), WITH_IDS)
+            response = await client.request("POST", "/chat/stream", chat(), SSE)
             blocks = response.blocks()
             events = await take(blocks, LONG_EVENTS - 1)
             log = relay.streams.find(response.headers["x-stream-id"], NOBODY).log
@@ -191,7 +188,7 @@ async def test_leaving_a_replay_ends_that_reader_alone(while_it: str) -> None:
             await until(lambda: not any(reader.behind for reader in log.readers))
             released.set()
             events += [event_of(block) async for block in blocks]
-    assert [event["seq"] for event in events[:-1]] == list(range(LONG_EVENTS))
+    assert ([event["seq"] for event in events[:-1]], events[-2]["finish_reason"]) == ([*range(LONG_EVENTS)], "stop")
     assert (upstream.ended, upstream.aborted) == (1, 0)
 
 
@@ -201,7 +198,7 @@ async def test_the_departure_of_one_of_two_readers_disturbs_nothing(leaver: str)
     async with Upstream() as upstream, running(upstream.base_url, wait_seconds=0.05) as relay:
         upstream.script((head(), chunk("a"), wait(released), chunk("b"), finish()))
         async with connect(relay.port) as creator, connect(relay.port) as second:
-            begun = await creator.request("POST", "/chat/stream", chat(), WITH_IDS)
+            begun = await creator.request("POST", "/chat/stream", chat(), SSE)
             joined = await second.request("GET", f"/chat/stream/{begun.headers['x-stream-id']}")
             (generation,) = relay.generations
             leaving, staying = (creator, joined) if leaver == "the creator" else (second, begun)
@@ -260,7 +257,7 @@ async def test_a_reader_that_returns_and_leaves_again_starts_the_grace_anew(stay
     async with Upstream() as upstream, running(upstream.base_url, wait_seconds=0.4) as relay:
         upstream.script((head(), repeat(chunk("x"), interval=0.02)))
         async with connect(relay.port) as client:
-            response = await client.request("POST", "/chat/stream", chat(), WITH_IDS)
+            response = await client.request("POST", "/chat/stream", chat(), SSE)
         async with connect(relay.port) as client:
             response = await client.request("GET", f"/chat/stream/{response.headers['x-stream-id']}")
             returned_at, blocks = loop.time(), response.blocks()
@@ -302,9 +299,9 @@ async def test_continue_runs_to_its_end_unread() -> None:
 async def test_a_caller_may_leave_two_generations_running() -> None:
     async with Upstream() as upstream, running(upstream.base_url, allow_continue=True) as relay:
         upstream.script((head(), chunk("a"), hang()))
-        for left, (caller, aborted) in enumerate([(1, 0), (1, 0), (1, 1), (2, 1)], 1):
+        for left, (caller, aborted) in enumerate([("a", 0), ("a", 0), ("a", 1), ("b", 1)], 1):
             async with connect(relay.port) as client:
-                await client.request("POST", "/chat/stream", chat(on_disconnect="continue"), known_as(caller))
+                await client.request("POST", "/chat/stream", chat(on_disconnect="continue"), subject(caller))
             await until(lambda: not any(generation.log.readers for generation in relay.generations))
             await upstream.wait_for(lambda u, n=aborted: u.aborted == n, 1)  # type: ignore[misc]
             assert upstream.active == left - aborted
@@ -326,7 +323,7 @@ async def test_before_the_head_a_departure_always_cancels(on_disconnect: str) ->
 
 async def test_under_an_idempotency_key_a_departure_before_the_head_may_return() -> None:
     released = asyncio.Event()
-    headers = {"idempotency-key": "k1"} | known_as(1)
+    headers = {"idempotency-key": "k1"} | subject("a")
     async with Upstream() as upstream, running(upstream.base_url) as relay:
         upstream.script((wait(released), *answer("Hello")))
         async with connect(relay.port) as client:

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 import pytest
 
-from tests.relay import Relay, Response, ask, chat, connect, event_of, running, text_of, until
+from tests.relay import SSE, Relay, Response, ask, chat, connect, event_of, running, text_of, until
 from tests.upstream import (
     Answer,
     Step,
@@ -27,7 +27,6 @@ from tests.upstream import (
 
 Asked = tuple[Response, list[dict[str, Any]]]
 
-WITH_IDS: Final = {"accept": "text/event-stream"}
 MARGIN_SECONDS: Final = 2.0
 """How late a limit may come on a slow machine."""
 
@@ -245,7 +244,7 @@ async def test_pings_come_while_upstream_is_being_connected_to() -> None:
 async def heard(port: int, wanted: dict[str, str], count: int) -> list[dict[str, Any]]:
     """The first events that are like the one that is wanted; the client asks for ids."""
     async with connect(port) as client, asyncio.timeout(MARGIN_SECONDS):
-        response = await client.request("POST", "/chat/stream", chat(), WITH_IDS)
+        response = await client.request("POST", "/chat/stream", chat(), SSE)
         found: list[dict[str, Any]] = []
         blocks = response.blocks()
         while len(found) < count:
@@ -267,7 +266,7 @@ async def test_a_connection_ends_at_its_age_and_its_client_comes_back() -> None:
     async with Upstream() as upstream, running(upstream.base_url, **age) as relay, connect(relay.port) as client:
         upstream.script((head(), repeat(chunk("x"), interval=0.02)))
         async with asyncio.timeout(0.3 + MARGIN_SECONDS):
-            response = await client.request("POST", "/chat/stream", chat(), WITH_IDS)
+            response = await client.request("POST", "/chat/stream", chat(), SSE)
             events = await response.events()
         assert events[-1]["type"] == "delta"
         path = f"/chat/stream/{response.headers['x-stream-id']}"
@@ -280,7 +279,7 @@ async def test_a_connection_ends_at_its_age_however_far_its_client_is_behind() -
     age = {"max_connection_seconds": 0.3, "hold_status_seconds": 0.1}
     async with Upstream() as upstream, running(upstream.base_url, **age) as relay, connect(relay.port) as client:
         upstream.script((head(), repeat(chunk("x" * 4000), 400), finish()))
-        response = await client.request("POST", "/chat/stream", chat(), WITH_IDS)
+        response = await client.request("POST", "/chat/stream", chat(), SSE)
         old_at = asyncio.get_running_loop().time() + 0.35
         await until(lambda: asyncio.get_running_loop().time() > old_at)
         assert (await response.events())[-1]["type"] == "delta"

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from app.errors import Problem
 from app.events import Delta, Done, Event, Failed, Start, ToolCall, Usage
-from app.log.memory import ENTRY_OVERHEAD_BYTES, TAKE_ENTRIES, Budget, MemoryLog, Reader
+from app.log.budget import ENTRY_OVERHEAD_BYTES, Budget
+from app.log.memory import TAKE_ENTRIES, MemoryLog, Reader
 from app.wire.native import Shape
 
 DEADLINE_SECONDS = 5
@@ -357,10 +358,11 @@ class Told:
         self.after = reader.cursor
         self.events: list[Event] = []
 
-    def read(self, most: int | None = None) -> None:
+    def read(self, most: int | None = None) -> int:
         some = self.reader.peek()[:most]
         self.events += some
         self.reader.advance(len(some))
+        return len(some)
 
 
 class Model:
@@ -414,7 +416,7 @@ def test_in_any_order_readers_see_suffixes_without_gaps_and_one_end(
     model.step("close", 0)
     for told in [*model.attached]:
         while told.reader.behind:
-            told.read()
+            assert told.read()
         assert told.events == model.wanted[told.after + 1 :]
         model.detach(told)
     for told in model.gone:

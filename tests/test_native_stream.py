@@ -105,17 +105,20 @@ async def test_the_shape_follows_the_method_the_client_and_the_setting(
     for seq, block in enumerate(blocks):
         id_line = f"id: {response.headers['x-stream-id']}.{seq}\n" if ids else ""
         retry = "retry: 2000\n" if ids and not seq else ""
-        data, rest = block.split("\n", 1) if ids else (block, "")
+        data, _, rest = block.partition("\n")
         assert data.startswith("data: {")
-        assert f"{rest}\n" == (f"{id_line}{retry}" or "\n")
+        assert rest == f"{id_line}{retry}".rstrip("\n")
 
 
-async def test_a_stream_that_cannot_be_resumed_has_no_ids() -> None:
+async def test_a_stream_that_cannot_be_resumed_has_ids_only_for_an_eventsource() -> None:
+    path = "/chat/stream?message=hi&model=m&on_disconnect=cancel"
     async with Upstream() as upstream, running(upstream.base_url) as relay:
         upstream.script(answer("Hello"))
-        _, events = await ask(relay.port, chat(on_disconnect="cancel"), headers=SSE)
-    assert events[0]["resumable"] is False
-    assert not any("_id" in event for event in events)
+        _, posted = await ask(relay.port, chat(on_disconnect="cancel"), headers=SSE)
+        _, got = await fetch(relay.port, "GET", path, headers=SAME_ORIGIN)
+    assert (posted[0]["resumable"], b'"resumable":false' in got) == (False, True)
+    assert not any("_id" in event for event in posted)
+    assert got.count(b"\nid: ") == 3
 
 
 @pytest.mark.parametrize("headers", [{}, SSE])
@@ -337,7 +340,7 @@ async def test_a_get_begins_at_once_and_passes_its_parameters_typed() -> None:
     path = "/chat/stream?message=h%C3%A9&model=m2&system=be+brief&temperature=0.5&max_tokens=7&on_disconnect=cancel"
     async with (
         Upstream() as upstream,
-        running(upstream.base_url, attempts=1) as relay,
+        running(upstream.base_url, attempts=1, hold_status_seconds=60) as relay,
         connect(relay.port) as connection,
     ):
         refuse = asyncio.Event()

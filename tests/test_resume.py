@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.relay import SSE, Connection, Response, chat, connect, event_of, fetch, running, text_of
+from tests.relay import SSE, Connection, Response, chat, connect, event_of, fetch, running, text_of, until
 from tests.upstream import Answer, Step, Upstream, answer, chunk, delta, finish, hang, head, reset, usage, wait
 
 OWNER = SSE | {"cookie": f"relay_subject={'a' * 32}"}
@@ -46,6 +46,12 @@ async def finished(port: int, headers: Mapping[str, str] = SSE, on_disconnect: s
     return response.headers["x-stream-id"], body
 
 
+async def fetch_body(port: int, path: str) -> bytes:
+    response, body = await fetch(port, "GET", path)
+    assert response.status == 200
+    return body
+
+
 async def until_status(port: int, wanted: int, path: str, headers: Mapping[str, str]) -> tuple[Response, bytes]:
     """Asks until the answer has that status."""
     async with asyncio.timeout(DEADLINE_SECONDS):
@@ -69,11 +75,11 @@ async def test_a_finished_stream_reads_the_same_from_every_cursor(sse_ids: str) 
         stream_id, whole = await finished(relay.port, on_disconnect="wait")
         wanted = suffixes(whole)
         assert len(wanted) == len(TEXTS) + 3
-        for seq, suffix in enumerate(wanted[:-1], -1):
-            response, body = await fetch(relay.port, "GET", path_of(stream_id, f"?after={seq}"), headers=SSE)
-            assert (response.status, body) == (200, suffix)
-            _, posted = await fetch(relay.port, "POST", "/chat/stream", chat(), cursor(stream_id, max(seq, 0)))
-            assert posted == wanted[max(seq, 0) + 1]
+        assert await fetch_body(relay.port, path_of(stream_id)) == whole
+        for seq in range(len(wanted) - 2):
+            got = await fetch_body(relay.port, path_of(stream_id, f"?after={seq}"))
+            _, posted = await fetch(relay.port, "POST", "/chat/stream", chat(), cursor(stream_id, seq))
+            assert got == posted == wanted[seq + 1]
     assert len(upstream.requests) == 1
 
 
@@ -331,6 +337,7 @@ async def test_cutting_one_reader_never_disturbs_the_other() -> None:
         others = (await second.request("GET", path_of(response.headers["x-stream-id"]))).blocks()
         assert [event_of(await anext(others))["seq"] for _ in range(2)] == [0, 1]
         first.close()
+        await until(lambda: len(relay.generations[0].log.readers) == 1, DEADLINE_SECONDS)
         for step in steps:
             step.set()
         events = [event_of(block) async for block in others]

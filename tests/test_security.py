@@ -305,22 +305,22 @@ SAID: dict[str, Answer] = {
 
 
 @contextlib.asynccontextmanager
-async def served(folder: Path, base_url: str, written: bytearray, **variables: str) -> AsyncIterator[int]:
+async def served(folder: Path, written: bytearray, **variables: str) -> AsyncIterator[int]:
     """`sse-relay serve` with its faults, its port, and all that it writes to its end."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-c", FAULTY, "serve", "--port", "0"),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
         cwd=folder,
-        env=environment(
-            folder, {**variables, "PYTHONPATH": str(ROOT), "OPENAI_API_KEY": UPSTREAM_KEY, "OPENAI_BASE_URL": base_url}
-        ),
+        env=environment(folder, {**variables, "PYTHONPATH": str(ROOT), "OPENAI_API_KEY": UPSTREAM_KEY}),
     )
     assert process.stdout is not None
     try:
         async with asyncio.timeout(4 * DEADLINE_SECONDS):
             while b"listens on" not in written:
-                written += await process.stdout.readline()
+                line = await process.stdout.readline()
+                assert line, written
+                written += line
             yield int(written.rpartition(b":")[2])
             process.send_signal(signal.SIGTERM)
             written += await process.stdout.read()
@@ -343,7 +343,10 @@ async def told(port: int, **fields: object) -> str:
 async def test_prompts_answers_and_keys_are_told_to_nobody(tmp_path: Path, form: str) -> None:
     written = bytearray()
     variables = {"RELAY_LOG_LEVEL": "debug", "RELAY_LOG_FORMAT": form, "RELAY_ATTEMPTS": "2"}
-    async with Upstream() as upstream, served(tmp_path, upstream.base_url, written, **variables) as port:
+    async with (
+        Upstream() as upstream,
+        served(tmp_path, written, OPENAI_BASE_URL=upstream.base_url, **variables) as port,
+    ):
         for model, said in SAID.items():
             upstream.script(said, model=model)
         bodies = {name: await told(port, model=name) for name in (*SAID, "fault in admit", "fault in open")}

@@ -17,9 +17,9 @@ from typing import Any
 import pytest
 
 import app
-from tests.relay import Connection, chat, connect, event_of, fetch, running, text_of
+from tests.relay import Connection, chat, connect, event_of, fetch, running, text_of, until
 from tests.terminal import environment
-from tests.upstream import Exchange, Upstream, answer, chunk, finish, hang, head, send, wait
+from tests.upstream import Exchange, Upstream, answer, chunk, finish, hang, head, repeat, send, wait
 
 START_SECONDS = 20
 END_SECONDS = 10
@@ -91,7 +91,8 @@ async def refused(port: int) -> None:
 
 async def test_sigterm_lets_a_stream_finish_and_ends_well(tmp_path: Path) -> None:
     more = asyncio.Event()
-    async with Upstream() as upstream, served(tmp_path, upstream, *SERVE) as relay:
+    heartbeat = {"RELAY_HEARTBEAT_SECONDS": "0.1"}
+    async with Upstream() as upstream, served(tmp_path, upstream, *SERVE, **heartbeat) as relay:
         upstream.script((head(), chunk("Hel"), wait(more), chunk("lo"), finish()))
         async with connect(relay.port) as streaming, connect(relay.port) as probing:
             ready = await probing.request("GET", "/readyz")
@@ -99,11 +100,14 @@ async def test_sigterm_lets_a_stream_finish_and_ends_well(tmp_path: Path) -> Non
             _, blocks = await begun(streaming)
             relay.process.send_signal(signal.SIGTERM)
             await refused(relay.port)
+            for _ in range(4):  # uvicorn looks every 0.1 s whether it is to stop
+                assert event_of(await anext(blocks))["type"] == "ping"
             unready = await probing.request("GET", "/readyz")
             assert (unready.status, await unready.json()) == (503, {"status": "draining"})
             assert unready.headers["connection"] == "close"
             more.set()
-            assert [event_of(block)["type"] async for block in blocks] == ["delta", "done", "[DONE]"]
+            events = [event_of(block)["type"] async for block in blocks]
+            assert [kind for kind in events if kind != "ping"] == ["delta", "done", "[DONE]"]
         assert await relay.code() == 0
     assert upstream.aborted == 0
 
@@ -166,6 +170,18 @@ async def test_who_has_connected_before_the_drain_is_served_in_it() -> None:
         connection.close()
         with pytest.raises(ConnectionRefusedError):
             await asyncio.open_connection("127.0.0.1", port)
+
+
+async def test_the_drain_cuts_no_replay_short() -> None:
+    async with Upstream() as upstream, running(upstream.base_url) as relay, connect(relay.port) as slow:
+        upstream.script((head(), repeat(chunk("x" * 4000), 300), finish()))
+        path, whole = await full_log(relay.port)
+        replaying = await slow.request("GET", path)
+        await until(lambda: relay.blocked)
+        relay._begin_drain()
+        assert relay._drain is not None
+        await relay._drain
+        assert await replaying.read() == whole
 
 
 async def test_plain_uvicorn_serves_the_application(tmp_path: Path) -> None:

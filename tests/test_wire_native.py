@@ -176,6 +176,7 @@ def test_a_write_takes_what_fits_into_64_kib_and_at_least_one(sizes: list[int]) 
     data, count = shape.encode(1, events, None)
     assert data == b"".join(shape.encode(1 + at, [event], None)[0] for at, event in enumerate(events[:count]))
     assert count == 1 or len(data) <= native.MAX_WRITE_BYTES
+    assert shape.encode(1, [Delta("x" * LINE_BYTES)], None)[1] == 1
     if count < len(events):
         assert len(data) + len(shape.encode(1 + count, [events[count]], None)[0]) > native.MAX_WRITE_BYTES
 

@@ -76,7 +76,12 @@ def guard(request: Request, cors_origins: tuple[str, ...], *, proof: bool) -> No
 
 def _same_origin(request: Request, address: str | None) -> bool | None:
     """Whether an address is on this host; None where there is no address. Schemes may differ behind a proxy."""
-    return None if address is None else urlsplit(address).netloc == request.headers.get("host")
+    if address is None:
+        return None
+    try:
+        return urlsplit(address).netloc == request.headers.get("host")
+    except ValueError:
+        return False
 
 
 def _hostname(host: str) -> str:

@@ -23,13 +23,8 @@ class Cursor(msgspec.Struct, frozen=True):
     seq: int
 
 
-async def read_json(request: Request, settings: Settings) -> bytes:
-    """The body of a JSON request.
-
-    Raises `invalid_request`: 415 for another type, 413 above the cap, 400 when it does not arrive in time; and
-    `ClientDisconnect`.
-    """
-    require_json(request)
+async def read_body(request: Request, settings: Settings) -> bytes:
+    """The body; raises `invalid_request`, 413 above the cap and 400 when it is late, and `ClientDisconnect`."""
     declared = request.headers.get("content-length", "")
     if declared.isascii() and declared.isdigit() and int(declared[:20]) > settings.max_body_bytes:
         raise _too_large(settings)
@@ -112,4 +107,4 @@ def _too_large(settings: Settings) -> Exception:
     return invalid_request(message, param="body", status=413)
 
 
-__all__ = ["ClientDisconnect", "Cursor", "after", "idempotency_key", "last_event_id", "on_disconnect", "read_json"]
+__all__ = ["ClientDisconnect", "Cursor", "after", "idempotency_key", "last_event_id", "on_disconnect", "read_body"]

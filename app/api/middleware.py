@@ -64,5 +64,7 @@ class Edge:
             raise invalid_request(message, param="Host", status=400)
 
     async def _answer(self, error: RelayError, scope: Scope, receive: Receive, send: Send) -> None:
-        response = await problems.relay_error(Request(scope), error)
+        request = Request(scope)
+        problem = problems.identified(error.problem, request)
+        response = problems.answer(problem, events=problems.accepts_events(request))
         await response(scope, receive, send)

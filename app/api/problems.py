@@ -12,6 +12,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Match, Route
 from starlette.types import Scope
 
+from app.api import callers
 from app.errors import Problem, RelayError, invalid_request
 from app.wire import native
 
@@ -27,8 +28,6 @@ def answer(problem: Problem, *, events: bool) -> Response:
         headers["retry-after"] = str(math.ceil(problem.retry_after_s))
     if not problem.retryable:
         headers["x-should-retry"] = "false"
-    if problem.status == 413:
-        headers["connection"] = "close"
     if events:
         return Response(native.failure(problem), problem.status, headers, native.CONTENT_TYPE)
     body = json.dumps({"error": problem.as_json()}, separators=(",", ":"))
@@ -40,9 +39,11 @@ def identified(problem: Problem, request: Request) -> Problem:
 
 
 async def relay_error(request: Request, error: Exception) -> Response:
-    """For a failure that was raised before there was a stream."""
-    problem = identified(cast(RelayError, error).problem, request)
-    return answer(problem, events=accepts_events(request))
+    """For a failure that was raised before there was a stream. It makes a subject known as every first answer does."""
+    made = answer(identified(cast(RelayError, error).problem, request), events=accepts_events(request))
+    if cookie := callers.visitor(request).set_cookie:
+        made.headers["set-cookie"] = cookie
+    return made
 
 
 async def http_error(router: APIRouter, request: Request, error: Exception) -> Response:
@@ -57,7 +58,7 @@ async def http_error(router: APIRouter, request: Request, error: Exception) -> R
             problem = invalid_request(f"the methods of this path are {headers['allow']}", status=405).problem
         case status:
             problem = invalid_request(str(refused.detail), status=status).problem
-    made = answer(identified(problem, request), events=False)
+    made = answer(identified(problem, request), events=accepts_events(request))
     made.headers.update(headers)
     return made
 

@@ -34,6 +34,9 @@ from app.wire import native
 AGE_JITTER: Final = 0.1
 """Ends of many connections that began together are spread by so much of their age."""
 
+PASSED_ON: Final = ("x-stream-id", "set-cookie")
+"""Headers of the stream that a refusal in its place has as well."""
+
 ABORT: Final = "relay.abort"
 """The ASGI extension by which our server lets a response end its connection without waiting for the client."""
 
@@ -122,7 +125,7 @@ class StreamResponse(EventSourceResponse):
 
     async def _refuse(self, problem: Problem, scope: Scope, receive: Receive, send: Send) -> None:
         response = problems.answer(problem, events=problems.accepts_events(Request(scope)))
-        response.headers["x-stream-id"] = self._generation.id
+        response.headers.update({name: self.headers[name] for name in PASSED_ON if name in self.headers})
         await response(scope, receive, send)
 
     async def _stream_response(self, send: Send) -> None:
@@ -144,7 +147,8 @@ class StreamResponse(EventSourceResponse):
                 if reader.behind:
                     await self._turns.take()  # `send` waits for nothing while the socket takes all: let others go
             elif log.closed is not None:
-                await self._write(send, native.END, more=False)
+                # Entries that are missing from a closed log were taken away: no [DONE] over a gap.
+                await self._write(send, b"" if reader.behind else native.END, more=False)
                 return
             elif self._ping_due:
                 await self._write(send, native.ping(self._generation.waiting, self._generation.clocks.elapsed_s))

@@ -12,7 +12,7 @@ def result(generation: Generation) -> dict[str, object]:
     if not log.resumable or log.live_from is not None:
         raise RelayError("not_resumable", "this stream can only be read live", phase="admission")
     texts: dict[str, list[str]] = {"text": [], "reasoning": [], "refusal": []}
-    calls: dict[int, ToolCall] = {}
+    calls: dict[int, list[ToolCall]] = {}
     for event in log.everything():
         match event:
             case Delta(content=text):
@@ -22,7 +22,7 @@ def result(generation: Generation) -> dict[str, object]:
             case Refusal(refusal=text):
                 texts["refusal"].append(text)
             case ToolCall():
-                calls[event.index] = _joined(calls.get(event.index), event)
+                calls.setdefault(event.index, []).append(event)
             case Start() | Done() | Failed():
                 pass
     joined = {name: "".join(pieces) for name, pieces in texts.items()}
@@ -42,11 +42,10 @@ def _state(generation: Generation) -> dict[str, object]:
     }
 
 
-def _joined(call: ToolCall | None, piece: ToolCall) -> ToolCall:
-    if call is None:
-        return piece
-    return ToolCall(call.index, call.id or piece.id, call.name or piece.name, call.arguments + piece.arguments)
-
-
-def _call(call: ToolCall) -> dict[str, object]:
-    return {"index": call.index, "id": call.id, "name": call.name, "arguments": call.arguments}
+def _call(pieces: list[ToolCall]) -> dict[str, object]:
+    return {
+        "index": pieces[0].index,
+        "id": next((piece.id for piece in pieces if piece.id), None),
+        "name": next((piece.name for piece in pieces if piece.name), None),
+        "arguments": "".join(piece.arguments for piece in pieces),
+    }

@@ -16,9 +16,9 @@ from app.api.result import result
 from app.errors import invalid_request
 from app.log.memory import Reader
 from app.relay import Generation
-from app.request import ChatRequest, OnDisconnect
+from app.request import ChatRequest
 from app.settings import Settings
-from app.streams import Key, Streams, linger_s
+from app.streams import Key, Streams
 from app.wire import native
 
 QUERY_FIELDS: Final = ("message", "model", "system", "temperature", "max_tokens")
@@ -46,7 +46,7 @@ async def post_stream(request: Request) -> Response:
         generation = app.streams.find(cursor.stream_id, visitor.caller)
         return _attached(request, generation, app.streams.attach(generation, cursor.seq), ids=_ids(request))
     try:
-        body = await intake.read_json(request, app.settings)
+        body = await intake.read_body(request, app.settings)
     except ClientDisconnect:
         return Response(status_code=499)  # nobody is there to read it
     return _begin(request, visitor, requests.parse(body), body, hold_s=app.settings.hold_status_seconds)
@@ -78,7 +78,7 @@ async def cancel(request: Request, stream_id: str) -> Response:
     app = parts(request)
     callers.guard(request, app.settings.cors_origins, proof=False)
     app.streams.cancel(stream_id, callers.visitor(request).caller)
-    return JSONResponse({"id": stream_id, "status": "cancelled"}, 202, {"cache-control": "no-store"})
+    return JSONResponse({"id": stream_id}, 202, {"cache-control": "no-store"})
 
 
 @router.get("/healthz", summary="Whether the process answers")
@@ -97,14 +97,16 @@ def _begin(request: Request, visitor: callers.Visitor, asked: ChatRequest, body:
     app = parts(request)
     ids = _ids(request)
     key = _key(request, visitor.caller, body)
-    default: OnDisconnect = "wait" if ids or key else "cancel"
-    chosen = requests.policy(asked.on_disconnect or intake.on_disconnect(request), app.settings, default=default)
-    chat = requests.admit(asked, app.settings)
+    chosen = asked.on_disconnect or intake.on_disconnect(request)
+    linger_s = requests.linger_s(
+        chosen, app.settings, default="wait" if ids or key or request.method == "GET" else "cancel"
+    )
+    chat = requests.admit(asked, app.settings, body_bytes=len(body))
     generation, reader = app.streams.begin(
         chat,
         visitor.caller,
         request_id=request.scope["state"]["request_id"],
-        linger_s=linger_s(chosen, app.settings),
+        linger_s=linger_s,
         key=key,
     )
     return _response(
@@ -116,7 +118,7 @@ def _replay(request: Request, stream_id: str, after: int) -> Response:
     app = parts(request)
     generation = app.streams.find(stream_id, callers.visitor(request).caller)
     if generation.log.closed is not None and after == generation.log.next_seq - 1:
-        return Response(status_code=204)
+        return Response(status_code=204, headers={"cache-control": "no-store"})
     return _attached(request, generation, app.streams.attach(generation, after), ids=_ids(request))
 
 
@@ -141,9 +143,9 @@ def _response(
         "vary": "Accept",
         "x-stream-id": generation.id,
     } | ({"set-cookie": cookie} if cookie else {})
-    shape = native.Shape(
-        generation.id, ids=ids and generation.log.resumable, padding_bytes=settings.first_frame_padding_bytes
-    )
+    # An EventSource without an id would ask anew when it reconnects, and pay again: with one it is told that it cannot.
+    ids = ids and (generation.log.resumable or request.method == "GET")
+    shape = native.Shape(generation.id, ids=ids, padding_bytes=settings.first_frame_padding_bytes)
     turns = parts(request).streams.turns
     return StreamResponse(
         generation, reader, shape, manners(settings), turns, hold_s=hold_s, known=known, headers=headers

@@ -19,13 +19,5 @@ def pack(entries: Sequence[Event]) -> list[bytes]:
     return [_encoder.encode(entries[at : at + PAGE_ENTRIES]) for at in range(0, len(entries), PAGE_ENTRIES)]
 
 
-def unpack(pages: Sequence[bytes], first: int, count: int) -> list[Event]:
-    """At most `count` entries from number `first` on; no more than the rest of the page that holds it."""
-    page, offset = divmod(first, PAGE_ENTRIES)
-    if page >= len(pages):
-        return []
-    return _decoder.decode(pages[page])[offset : offset + count]
-
-
-def unpack_all(pages: Sequence[bytes]) -> list[Event]:
-    return [event for page in pages for event in _decoder.decode(page)]
+def unpack(page: bytes) -> list[Event]:
+    return _decoder.decode(page)

@@ -12,41 +12,18 @@
 
 import asyncio
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Final
 
-from app.events import Delta, Done, Event, Failed, Piece, Reasoning, Refusal, Start, ToolCall
+from app.events import Done, Event, Failed, Piece, Start
 from app.log import codec
+from app.log.budget import ENTRY_OVERHEAD_BYTES, Budget, size_of
 
-ENTRY_OVERHEAD_BYTES: Final = 150
-"""What an entry costs beside its text: struct, string header and list slot (measured)."""
+SHORT_LAG_BYTES: Final = 16 * 1024
+"""The lag that is allowed while the logs of the process are over their bound: about one turn's worth."""
 
 TAKE_ENTRIES: Final = 256
 """The most a reader takes at once: more than a writer brings in a turn, so that whoever fell behind catches up."""
-
-
-def size_of(event: Event) -> int:
-    """UTF-8 bytes of what the event carries."""
-    match event:
-        case Delta(content=text) | Reasoning(reasoning=text) | Refusal(refusal=text) | ToolCall(arguments=text):
-            return len(text) if text.isascii() else len(text.encode())
-        case Start() | Done() | Failed():
-            return 0
-
-
-class Budget:
-    """The bytes that all logs of a process share. `reclaim` is asked to give up finished logs before any is cut."""
-
-    def __init__(self, total_bytes: int, reclaim: Callable[[], None] = lambda: None) -> None:
-        self.total_bytes: Final = total_bytes
-        self.used_bytes = 0
-        self._reclaim = reclaim
-
-    @property
-    def exceeded(self) -> bool:
-        if self.used_bytes > self.total_bytes:
-            self._reclaim()
-        return self.used_bytes > self.total_bytes
 
 
 class MemoryLog:
@@ -103,23 +80,29 @@ class MemoryLog:
         return reader
 
     def slice(self, first: int, count: int) -> list[Event]:
-        """At most `count` entries from `first` on."""
-        if self._pages is not None:
-            return codec.unpack(self._pages, first, count)
+        """At most `count` entries from `first` on, of a log that is not packed."""
         at = first - self._first
         return self._entries[at : at + count]
+
+    @property
+    def packed(self) -> bool:
+        return self._pages is not None
+
+    def page(self, number: int) -> list[Event]:
+        """A page of a packed log; empty behind the last, and when the log was released."""
+        pages = self._pages or []
+        return codec.unpack(pages[number]) if number < len(pages) else []
 
     def everything(self) -> list[Event]:
         """All entries that are kept; from 0 on unless the stream is live only or cannot be resumed."""
         if self._pages is None:
             return list(self._entries)
-        return codec.unpack_all(self._pages)
+        return [event for page in self._pages for event in codec.unpack(page)]
 
     def release(self) -> None:
         """Gives the bytes back: nobody will read this log again."""
         self._charge(-self.kept_bytes)
         self._entries, self._pages = [], []
-        self.live_from = 0
 
     @property
     def full(self) -> bool:
@@ -131,7 +114,8 @@ class MemoryLog:
         if not self.readers or not self._forgets:
             return False
         slowest = min(reader.cursor for reader in self.readers)
-        return self.kept_bytes - self._bytes_through(slowest) > self.max_lag_bytes
+        lag_bytes = self.kept_bytes - self._bytes_through(slowest)
+        return lag_bytes > (SHORT_LAG_BYTES if self._budget.exceeded else self.max_lag_bytes)
 
     async def room(self) -> None:
         """Waits until the log is no longer crowded, or closed."""
@@ -213,10 +197,18 @@ class Reader:
         self.log: Final = log
         self.cursor = after
         self._waiter: asyncio.Future[None] | None = None
+        self._page_number = -1
+        self._page: list[Event] = []
 
     def peek(self) -> list[Event]:
         """The next entries, at most `TAKE_ENTRIES`; their first seq is `cursor + 1`."""
-        return self.log.slice(self.cursor + 1, TAKE_ENTRIES)
+        first = self.cursor + 1
+        if not self.log.packed:
+            return self.log.slice(first, TAKE_ENTRIES)
+        number, offset = divmod(first, codec.PAGE_ENTRIES)
+        if number != self._page_number:
+            self._page_number, self._page = number, self.log.page(number)
+        return self._page[offset : offset + TAKE_ENTRIES]
 
     def advance(self, count: int) -> None:
         """Takes the first `count` of what was peeked at."""

@@ -70,18 +70,21 @@ class Upstream:
         """
         asked_usage = self._asks_usage
         try:
-            return await self._open(payload, connect_s, sent)
+            return await self._open(payload, connect_s, sent, ask_usage=self._asks_usage)
         except RelayError as error:
             if not (asked_usage and _refuses_usage(error)):
                 raise
-        self._asks_usage = False
-        return await self._open(payload, connect_s, sent)
+        answer = await self._open(payload, connect_s, sent, ask_usage=False)
+        self._asks_usage = False  # only now is it known that the field was at fault, and not the name of a model
+        return answer
 
     async def aclose(self) -> None:
         await self._client.close()
 
-    async def _open(self, payload: dict[str, object], connect_s: float, sent: Callable[[], None]) -> Answer:
-        usage: dict[str, object] = {"stream_options": {"include_usage": True}} if self._asks_usage else {}
+    async def _open(
+        self, payload: dict[str, object], connect_s: float, sent: Callable[[], None], *, ask_usage: bool
+    ) -> Answer:
+        usage: dict[str, object] = {"stream_options": {"include_usage": True}} if ask_usage else {}
         token = on_sent.set(sent)
         try:
             response = await self._post(payload | {"stream": True} | usage, connect_s)
@@ -110,7 +113,7 @@ class Upstream:
 
 def _refuses_usage(error: RelayError) -> bool:
     """Some services know no `stream_options`; the first refusal that names it is the last time it is sent."""
-    return error.problem.code == "upstream_rejected" and "stream_options" in error.problem.message
+    return error.problem.upstream_status in (400, 422) and "stream_options" in error.problem.message
 
 
 def _lost(cause: BaseException | None) -> RelayError:

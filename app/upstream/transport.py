@@ -6,6 +6,8 @@ reported as time-outs, no cookie is kept (a balancer's sticky cookie would mix c
 ours to limit, and the body of an error answer is read here, capped, so that nothing unread is ever left open.
 """
 
+import asyncio
+import io
 import socket
 from collections.abc import AsyncIterator, Callable
 from contextvars import ContextVar
@@ -14,6 +16,9 @@ from typing import Any, Final
 
 import aiohttp
 import httpx2
+from aiohttp.client_reqrep import ConnectionKey
+from aiohttp.connector import Connection
+from aiohttp.tracing import Trace
 
 from app.errors import RelayError
 
@@ -21,6 +26,10 @@ READ_BYTES: Final = 16 * 1024
 """One turn's worth of a body, and the sockets' receive buffer: what a flooding upstream can make us hold."""
 
 MAX_ERROR_BODY_BYTES: Final = 64 * 1024
+LARGE_BODY_BYTES: Final = 64 * 1024
+ERROR_BODY_SECONDS: Final = 1.0
+"""An error's status is known before its body: neither its length nor its slowness may hold the answer up."""
+
 KEEP_ALIVE_SECONDS: Final = 60.0
 DNS_CACHE_SECONDS: Final = 30
 
@@ -87,10 +96,11 @@ class Transport(httpx2.AsyncBaseTransport):
             raise httpx2.ReadError("the connection was lost") from error
         body = Body(response)
         if response.ok:
-            return httpx2.Response(
-                response.status, headers=response.raw_headers, stream=body, extensions={"body": body}
-            )
-        return httpx2.Response(response.status, headers=_without_encoding(response), content=await _capped(body))
+            headers = _headers_without(response, b"set-cookie")
+            return httpx2.Response(response.status, headers=headers, stream=body, extensions={"body": body})
+        # Encoded, httpx2 would inflate it without a bound; we ask for identity, and lose words where it is ignored.
+        headers = _headers_without(response, b"set-cookie", b"content-encoding")
+        return httpx2.Response(response.status, headers=headers, content=await _capped(body))
 
     async def aclose(self) -> None:
         if self._session is not None:
@@ -104,17 +114,35 @@ class Transport(httpx2.AsyncBaseTransport):
             request.method,
             str(request.url),
             headers=request.headers.multi_items(),
-            data=request.content or None,
+            data=_in_pieces(request.content),
             allow_redirects=False,
             timeout=aiohttp.ClientTimeout(total=None, connect=timeout.get("connect")),
             trace_request_ctx=on_sent.get(None),
         )
 
 
+class _Connector(aiohttp.TCPConnector):
+    """Uses no connection again on which something has come unasked: aiohttp would give it to the next caller, as the
+    answer to a request that was not even sent.
+    """
+
+    async def _get(self, key: ConnectionKey, traces: list[Trace]) -> Connection | None:
+        while (connection := await super()._get(key, traces)) is not None:
+            if connection.protocol is not None and not connection.protocol.should_close:
+                return connection
+            connection.close()
+        return None
+
+
+def _in_pieces(content: bytes) -> bytes | io.BytesIO | None:
+    """A large body leaves a piece at a time, between which others have the loop."""
+    return io.BytesIO(content) if len(content) > LARGE_BODY_BYTES else content or None
+
+
 def _session() -> aiohttp.ClientSession:
     trace = aiohttp.TraceConfig()
     trace.on_request_headers_sent.append(_tell_sent)
-    connector = aiohttp.TCPConnector(
+    connector = _Connector(
         limit=0, ttl_dns_cache=DNS_CACHE_SECONDS, keepalive_timeout=KEEP_ALIVE_SECONDS, socket_factory=_socket
     )
     return aiohttp.ClientSession(
@@ -145,15 +173,16 @@ async def _capped(body: Body) -> bytes:
     """The beginning of an error's body; its connection is closed or given back, whatever happens."""
     kept = b""
     try:
-        while len(kept) < MAX_ERROR_BODY_BYTES and (piece := await body.read()):
-            kept += piece
-    except RelayError:
+        async with asyncio.timeout(ERROR_BODY_SECONDS):
+            while len(kept) < MAX_ERROR_BODY_BYTES and (piece := await body.read()):
+                kept += piece
+    except (RelayError, TimeoutError):
         pass  # the status has been said; a body cut short changes nothing about it
     finally:
         body.close()
     return kept
 
 
-def _without_encoding(response: aiohttp.ClientResponse) -> list[tuple[bytes, bytes]]:
-    """httpx2 would inflate the body without a bound; we ask for identity, and lose words where it is ignored."""
-    return [(name, value) for name, value in response.raw_headers if name.lower() != b"content-encoding"]
+def _headers_without(response: aiohttp.ClientResponse, *names: bytes) -> list[tuple[bytes, bytes]]:
+    """Without `set-cookie` always: httpx2's client has a cookie jar as well, and it cannot be turned off."""
+    return [(name, value) for name, value in response.raw_headers if name.lower() not in names]

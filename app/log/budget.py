@@ -1,0 +1,33 @@
+"""What logs cost, and the bound that all logs of a process share."""
+
+from collections.abc import Callable
+from typing import Final
+
+from app.events import Delta, Done, Event, Failed, Reasoning, Refusal, Start, ToolCall
+
+ENTRY_OVERHEAD_BYTES: Final = 150
+"""What an entry costs beside its text: struct, string header and list slot (measured)."""
+
+
+def size_of(event: Event) -> int:
+    """UTF-8 bytes of what the event carries."""
+    match event:
+        case Delta(content=text) | Reasoning(reasoning=text) | Refusal(refusal=text) | ToolCall(arguments=text):
+            return len(text) if text.isascii() else len(text.encode())
+        case Start() | Done() | Failed():
+            return 0
+
+
+class Budget:
+    """The bytes that all logs of a process share. `reclaim` is asked to give up finished logs before any is cut."""
+
+    def __init__(self, total_bytes: int, reclaim: Callable[[], None] = lambda: None) -> None:
+        self.total_bytes: Final = total_bytes
+        self.used_bytes = 0
+        self._reclaim = reclaim
+
+    @property
+    def exceeded(self) -> bool:
+        if self.used_bytes > self.total_bytes:
+            self._reclaim()
+        return self.used_bytes > self.total_bytes
