@@ -10,7 +10,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
 from app import __version__
-from app.api import document, problems, routes
+from app.api import document, page, problems, routes
 from app.api.middleware import Edge
 from app.errors import RelayError
 from app.settings import Settings, load
@@ -42,6 +42,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         redirect_slashes=False,  # its Location would have our scheme and host, which are not those of a proxy
     )
     app.include_router(routes.router)
+    app.include_router(page.router)
     app.add_exception_handler(RelayError, problems.relay_error)
     app.add_exception_handler(HTTPException, partial(problems.http_error, routes.router))
     app.add_middleware(

@@ -33,6 +33,16 @@ async def test_a_running_stream_is_charged_for_its_prompt() -> None:
             assert (await third.request("POST", "/chat/stream", chat("small"), SSE)).status == 200
 
 
+async def test_more_streams_than_may_run_are_refused() -> None:
+    async with Upstream() as upstream, running(upstream.base_url, max_streams=1) as relay:
+        upstream.script((head(), chunk("a"), hang()))
+        async with connect(relay.port) as first:
+            assert (await first.request("POST", "/chat/stream", chat())).status == 200
+            refused, (problem,) = await ask(relay.port, chat())
+        assert (refused.status, problem["error"]["code"], refused.headers["retry-after"]) == (503, "overloaded", "2")
+    assert len(upstream.requests) == 1
+
+
 async def test_all_bytes_are_given_back() -> None:
     async with Upstream() as upstream, running(upstream.base_url) as relay:
         upstream.script(answer("a", "b"))

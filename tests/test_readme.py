@@ -80,6 +80,13 @@ def test_every_link_leads_somewhere() -> None:
             assert ((ROOT / page).parent / target).exists(), f"{page} links to {target}"
 
 
+def test_every_test_that_the_architecture_names_is_there() -> None:
+    named = set(re.findall(r"`(test_\w+)`", (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")))
+    sources = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").glob("test_*.py"))
+    assert len(named) > 20
+    assert {name for name in named if f"def {name}(" not in sources} == set()
+
+
 def _joined_lines(start: str) -> str:
     return block_with(start, "console").replace("\\\n", " ")
 

@@ -13,6 +13,7 @@ calls for each, and four tasks for a stream.
 """
 
 import asyncio
+import math
 import random
 from collections.abc import AsyncIterator, Mapping
 from typing import Final
@@ -167,23 +168,22 @@ class StreamResponse(EventSourceResponse):
 
     def _look(self) -> None:
         """What the timer does: cuts off a client that takes nothing, else wakes the reader where something is due."""
-        now = self._loop.time()
-        dues = [self._written_at + self._manners.heartbeat_s, now + self._manners.send_timeout_s]
-        if self._blocked_since is not None:
-            dues = [self._blocked_since + self._manners.send_timeout_s]
-            if now >= dues[0] and self._task is not None:
-                self._cut_off = True
-                self._task.cancel()
-                return
-        elif now >= dues[0]:
-            self._ping_due = True
-            dues[0] = now + self._manners.heartbeat_s
-        if self._manners.max_age_s > 0:
-            self._too_old = now >= self._began + self._manners.max_age_s
-            dues += [] if self._too_old else [self._began + self._manners.max_age_s]
+        now, manners = self._loop.time(), self._manners
+        blocked = self._blocked_since is not None
+        cut_off_at = (self._blocked_since or now) + manners.send_timeout_s
+        ping_at = math.inf if blocked else self._written_at + manners.heartbeat_s
+        too_old_at = self._began + manners.max_age_s if manners.max_age_s and not self._too_old else math.inf
+        if blocked and now >= cut_off_at and self._task is not None:
+            self._cut_off = True
+            self._task.cancel()
+            return
+        if now >= ping_at:
+            self._ping_due, ping_at = True, now + manners.heartbeat_s
+        if now >= too_old_at:
+            self._too_old, too_old_at = True, math.inf
         if self._ping_due or self._too_old:
             self._reader.wake()
-        self._timer = self._loop.call_at(min(dues), self._look)
+        self._timer = self._loop.call_at(min(cut_off_at, ping_at, too_old_at), self._look)
 
 
 class _Nothing:
