@@ -13,7 +13,7 @@ import { copyButton } from "./copy.js";
 
 const RULES = {
   ALLOWED_TAGS: (
-    "p br hr h1 h2 h3 h4 h5 h6 strong b em i del s sub sup kbd mark a blockquote pre code ul ol li " +
+    "p br hr h1 h2 h3 h4 h5 h6 strong b em i u del s sub sup kbd mark a blockquote pre code ul ol li " +
     "table thead tbody tr th td details summary"
   ).split(" "),
   ALLOWED_ATTR: ["href", "title", "start", "align", "data-language", "open"],
@@ -24,8 +24,15 @@ const RULES = {
   RETURN_DOM_FRAGMENT: true,
 };
 
+/** All but a few bare tags that mean something in text: whatever else is written as HTML is shown as it is written. */
+const OTHER_TAG = /<(?!\/?(?:br|sub|sup|kbd|mark|b|i|u|s|em|strong|details|summary)\s*\/?>)/gi;
+
 marked.use({
   renderer: {
+    // Not left to the sanitiser: the inert document it parses in is under the page's policy too, and complains.
+    html({ text }) {
+      return text.replace(OTHER_TAG, "&lt;");
+    },
     code({ text, lang }) {
       const language = escaped((lang ?? "").split(/\s/)[0]);
       return `<pre><code data-language="${language}">${escaped(text)}\n</code></pre>`;
