@@ -41,10 +41,11 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         redoc_url=None,
         redirect_slashes=False,  # its Location would have our scheme and host, which are not those of a proxy
     )
-    app.include_router(routes.router)
-    app.include_router(page.router)
+    routers = (routes.router, page.router)
+    for router in routers:
+        app.include_router(router)
     app.add_exception_handler(RelayError, problems.relay_error)
-    app.add_exception_handler(HTTPException, partial(problems.http_error, routes.router))
+    app.add_exception_handler(HTTPException, partial(problems.http_error, routers))
     app.add_middleware(
         CORSMiddleware,
         allow_origins=chosen.cors_origins,

@@ -101,11 +101,13 @@ class Generation:
         return self.log.open_reader(after)
 
     def leave(self, reader: Reader, *, may_return: bool) -> None:
-        """A reader has gone. One that cannot know the stream's id will not be back: nobody waits for it."""
+        """A reader has gone. One that cannot know the stream's id, or that may only read live, will not be back."""
         reader.close()
         if self.log.readers or self.log.closed is not None:
             return
         linger_s = self.linger_s if may_return else 0.0
+        if self.log.live_from is not None and linger_s < math.inf:
+            linger_s = 0.0
         if linger_s == math.inf and self.may_detach(self):
             self.detached = True
         elif 0 < linger_s < math.inf:

@@ -43,6 +43,17 @@ async def test_more_streams_than_may_run_are_refused() -> None:
     assert len(upstream.requests) == 1
 
 
+async def test_nobody_is_waited_for_who_could_only_have_read_live() -> None:
+    async with Upstream() as upstream, running(upstream.base_url, log_stream_bytes=1024) as relay:
+        upstream.script((head(), chunk("x" * 1000), chunk("y"), hang()))
+        async with connect(relay.port) as connection:
+            response = await connection.request("POST", "/chat/stream", chat(), SSE)
+            async for block in response.blocks():
+                if "live_only" in block:
+                    break
+        await upstream.wait_for(lambda seen: seen.aborted == 1)
+
+
 async def test_all_bytes_are_given_back() -> None:
     async with Upstream() as upstream, running(upstream.base_url) as relay:
         upstream.script(answer("a", "b"))

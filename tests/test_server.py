@@ -19,7 +19,7 @@ import pytest
 import app
 from tests.relay import Connection, chat, connect, event_of, fetch, running, text_of, until
 from tests.terminal import environment
-from tests.upstream import Exchange, Upstream, answer, chunk, finish, hang, head, repeat, send, wait
+from tests.upstream import Exchange, Step, Upstream, answer, chunk, finish, hang, head, repeat, send, wait
 
 START_SECONDS = 20
 END_SECONDS = 10
@@ -273,13 +273,16 @@ PIECE = b"".join(
 )
 
 
-async def test_a_flood_starves_nobody(tmp_path: Path) -> None:
-    enough = asyncio.Event()
-
-    async def flood(exchange: Exchange) -> None:
+def flood(enough: asyncio.Event) -> Step:
+    async def step(exchange: Exchange) -> None:
         while not enough.is_set():
             await exchange.body(PIECE)
 
+    return step
+
+
+async def test_a_flood_starves_nobody(tmp_path: Path) -> None:
+    enough = asyncio.Event()
     async with (
         Upstream() as upstream,
         served(tmp_path, upstream, *SERVE) as relay,
@@ -289,8 +292,8 @@ async def test_a_flood_starves_nobody(tmp_path: Path) -> None:
     ):
         # What is on its way when the flood ends has to be read: megabytes a stream, if the kernel may choose.
         upstream._server.sockets[0].setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 32 * 1024)
-        upstream.script((head(), *[send(PIECE)] * 100, finish()), (head(), flood, finish()))
-        upstream.script((head(), chunk("Hel"), flood), model="stopped")
+        upstream.script((head(), *[send(PIECE)] * 100, finish()), (head(), flood(enough), finish()))
+        upstream.script((head(), chunk("Hel"), flood(enough)), model="stopped")
         replaying = clients.create_task(replay(relay.port, *await full_log(relay.port), enough))
         deaf.write("POST", "/chat/stream", chat())
         readers = [clients.create_task(last_events(relay.port)) for _ in range(FLOODS)]

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Iterable
 from typing import cast
 
 import msgspec
@@ -46,7 +47,7 @@ async def relay_error(request: Request, error: Exception) -> Response:
     return made
 
 
-async def http_error(router: APIRouter, request: Request, error: Exception) -> Response:
+async def http_error(routers: Iterable[APIRouter], request: Request, error: Exception) -> Response:
     """The framework's own refusals (no such path, wrong method) in the contract's shape."""
     refused = cast(HTTPException, error)
     headers = dict(refused.headers or {})
@@ -54,7 +55,8 @@ async def http_error(router: APIRouter, request: Request, error: Exception) -> R
         case 404:
             problem = RelayError("not_found", "no such path", phase="admission").problem
         case 405:
-            headers["allow"] = ", ".join(_methods([*request.app.routes, *router.routes], request.scope))
+            routes = [*request.app.routes, *(route for router in routers for route in router.routes)]
+            headers["allow"] = ", ".join(_methods(routes, request.scope))
             problem = invalid_request(f"the methods of this path are {headers['allow']}", status=405).problem
         case status:
             problem = invalid_request(str(refused.detail), status=status).problem

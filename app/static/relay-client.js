@@ -156,7 +156,7 @@ export class AnswerStream {
   /** The event, or undefined for one that was handed out before the connection was lost. */
   #take(data) {
     const event = parse(data);
-    if (this.#over || (event.seq !== undefined && event.seq <= this.seq)) return undefined;
+    if (this.#over || (event.seq !== undefined && event.seq < this.seq)) return undefined;
     if (event.seq !== undefined) [this.seq, this.#failures] = [event.seq, 0];
     this.#partial ||= event.content !== "";
     if (event.type === "start") [this.id, this.#resumable] = [event.id, event.resumable];
