@@ -213,7 +213,7 @@ async def test_total_runs_on_while_a_reader_is_behind() -> None:
             response = await client.request("POST", "/chat/stream", chat())
             (generation,) = relay.generations
             await asyncio.wait_for(generation.over(), 0.4 + MARGIN_SECONDS)
-            assert upstream.aborted == 1
+            await upstream.wait_for(lambda seen: seen.aborted == 1)
             events = await response.events()
     assert timed_out(events[-2]["error"], "stream", "total limit", partial=True)
 
