@@ -121,6 +121,8 @@ async def test_what_is_over_survives_a_reload(chromium: Browser) -> None:
         table.upstream.script(answer("**Bold** words"))
         await table.ask("hi")
         await table.over()
+        kept = await table.page.evaluate("JSON.parse(sessionStorage.getItem('sse-relay'))")
+        assert (kept["running"], kept["turns"][1]["state"]) == (None, "done")  # a crash would lose nothing either
         line = await table.line.text_content()
         await table.page.reload()
         await expect(table.prose.locator("strong")).to_have_text("Bold")

@@ -106,6 +106,13 @@ async def test_cut_at_any_byte_every_event_comes_once(ending: Ending) -> None:
         assert outcome.text == TEXT.replace("|", ""), cut
 
 
+async def test_what_is_replayed_is_passed_over() -> None:
+    async with Upstream() as relay:
+        again = opened(), delta(1, "one "), delta(2, "two "), delta(3, "three"), done(4), end()
+        relay.script((opened(), start(), delta(1, "one "), delta(2, "two "), reset()), again)
+        assert (await read_one(relay)).text == "one two three"
+
+
 async def test_characters_cut_in_two_are_whole() -> None:
     async with Upstream() as relay:
         raw = '{"type":"delta","content":"\u6f22\U0001f389","seq":1}'.encode()
@@ -160,15 +167,17 @@ async def test_stop_ends_the_answer_where_the_relay_cannot_be_told(answer: Answe
         relay.script((opened(), start(), delta(1, "Half"), hang()), answer)
         outcome = await read_one(relay, on={"delta": "stop"})
         await relay.wait_for(lambda relay: relay.aborted == 1)
-    assert (outcome.text, outcome.error) == ("Half", None)
+    assert (outcome.text, outcome.error, outcome.path[-2:]) == ("Half", None, ["streaming", "closed"])
     assert outcome.events[-1] == {"type": "done", "content": "", "finish_reason": "cancelled"}
 
 
-async def test_stop_while_the_connection_is_lost_ends_the_answer() -> None:
+@pytest.mark.parametrize("way", ["stop", "abort"])
+async def test_the_wait_for_another_try_can_be_ended(way: str) -> None:
     async with Upstream() as relay:
         relay.script((opened(), start(), delta(1, "Half"), reset()), (reset(),))
-        outcome = await read_one(relay, at={"reconnecting": "stop"}, client={"backoffSeconds": 60})
-    assert (outcome.error, outcome.events[-1]["finish_reason"]) == (None, "cancelled")
+        async with asyncio.timeout(3):  # half of the longest back-off is 4 s
+            outcome = await read_one(relay, at={"reconnecting": way}, client={"backoffSeconds": 60})
+    assert (outcome.events[-1]["type"], outcome.path[-1]) == ("done" if way == "stop" else "delta", "closed")
 
 
 async def test_stop_before_the_relay_has_answered_leaves() -> None:

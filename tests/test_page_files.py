@@ -18,7 +18,12 @@ OURS: Final = [name for name in FILES if name.endswith(".js") and not name.start
 IMPORT: Final = re.compile(r'^(?:import|export)\b[^;]*?from "(\.[^"]+)"', re.MULTILINE)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture(scope="module")
 async def relay() -> AsyncIterator[Relay]:
     async with running("http://127.0.0.1:9/v1") as relay:
         yield relay

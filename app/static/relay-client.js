@@ -156,7 +156,7 @@ export class AnswerStream {
   /** The event, or undefined for one that was handed out before the connection was lost. */
   #take(data) {
     const event = parse(data);
-    if (this.#over || (event.seq !== undefined && event.seq < this.seq)) return undefined;
+    if (this.#over || (event.seq !== undefined && event.seq <= this.seq)) return undefined;
     if (event.seq !== undefined) [this.seq, this.#failures] = [event.seq, 0];
     this.#partial ||= event.content !== "";
     if (event.type === "start") [this.id, this.#resumable] = [event.id, event.resumable];
@@ -205,7 +205,7 @@ export class AnswerStream {
   /** Back to where the connection was lost: what a refusal that may pass costs is one of the tries. */
   async #comeBack() {
     let atLeast = 0;
-    while (this.id !== null && this.#resumable && this.#failures < this.#relay.reconnects) {
+    while (!this.#hungUp && this.id !== null && this.#resumable && this.#failures < this.#relay.reconnects) {
       this.#failures += 1;
       this.#enter({ name: "reconnecting", attempt: this.#failures });
       await this.#pause(Math.max(atLeast, this.#backoff()));
@@ -214,7 +214,7 @@ export class AnswerStream {
         this.#enter({ name: "resumed" });
         return body;
       } catch (error) {
-        if (!(error instanceof RelayError && error.retryable) || this.#hungUp) throw error;
+        if (!(error instanceof RelayError && error.retryable)) throw error;
         atLeast = Math.min(MAX_RETRY_AFTER_SECONDS, error.retryAfter ?? 0);
       }
     }
