@@ -8,8 +8,9 @@ import pytest
 STRICT = os.environ.get("CI") == "true"
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def anyio_backend() -> str:
+    """Of the widest scope, so that fixtures of any scope may be asynchronous."""
     return "asyncio"
 
 

@@ -22,12 +22,6 @@ class Served(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def anyio_backend() -> str:
-    """One loop, and so one relay, for the whole table: each refusal leaves it as it was."""
-    return "asyncio"
-
-
-@pytest.fixture(scope="module")
 async def everything() -> AsyncIterator[Served]:
     limits = {"max_body_bytes": BODY_BYTES, "max_header_bytes": 8192, "body_timeout_seconds": SHORT_SECONDS}
     async with Upstream() as upstream, running(upstream.base_url, **limits) as relay:

@@ -43,11 +43,6 @@ class Served(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def anyio_backend() -> str:
-    return "asyncio"
-
-
-@pytest.fixture(scope="module")
 async def served() -> AsyncIterator[Served]:
     async with Upstream() as upstream, running(upstream.base_url, **LIMITS) as relay:
         yield Served(upstream, relay)

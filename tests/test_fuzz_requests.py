@@ -24,11 +24,6 @@ BOUNDED: Final = settings(
 
 
 @pytest.fixture(scope="module")
-def anyio_backend() -> str:
-    return "asyncio"
-
-
-@pytest.fixture(scope="module")
 async def port() -> AsyncIterator[int]:
     """A relay whose upstream always answers, so that a 5xx can only be the relay's own."""
     async with Upstream() as upstream, running(upstream.base_url, log_level="error", default_model="m") as relay:

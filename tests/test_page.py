@@ -12,11 +12,6 @@ from tests.upstream import answer, chunk, delta, finish, hang, head, status, usa
 
 
 @pytest.fixture(scope="module")
-def anyio_backend() -> str:
-    return "asyncio"
-
-
-@pytest.fixture(scope="module")
 async def chromium() -> AsyncIterator[Browser]:
     async with launched() as browser:
         yield browser

@@ -37,11 +37,6 @@ createRoot(document.getElementById("root")).render(make(Ask));
 
 
 @pytest.fixture(scope="module")
-def anyio_backend() -> str:
-    return "asyncio"
-
-
-@pytest.fixture(scope="module")
 async def chromium() -> AsyncIterator[Browser]:
     async with launched() as browser:
         yield browser

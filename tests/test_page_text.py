@@ -60,11 +60,6 @@ last `code`
 
 
 @pytest.fixture(scope="module")
-def anyio_backend() -> str:
-    return "asyncio"
-
-
-@pytest.fixture(scope="module")
 async def chromium() -> AsyncIterator[Browser]:
     async with launched() as browser:
         yield browser

@@ -25,11 +25,6 @@ NAMED = {"allowed_hosts": ("Chat.example.com", "*.example.org")}
 
 
 @pytest.fixture(scope="module")
-def anyio_backend() -> str:
-    return "asyncio"
-
-
-@pytest.fixture(scope="module")
 async def port() -> AsyncIterator[int]:
     """A relay with all that an operator can allow: two names, and one other page."""
     async with Upstream() as upstream, running(upstream.base_url, cors_origins=(FRIEND,), **NAMED) as relay:

@@ -27,7 +27,7 @@ class Formatter(logging.Formatter):
 
 
 def configure(settings: Settings) -> None:
-    """Sets the process's logging up; calling it again changes it."""
+    """Sets the process's logging up; the standard library's part only once."""
     level = getattr(logging, settings.log_level.upper())
     human = settings.log_format == "console" or (settings.log_format == "auto" and sys.stderr.isatty())
     renderer: list[structlog.typing.Processor] = (
