@@ -1,4 +1,4 @@
-"""One attempt at upstream: its answer's bytes become pieces, a turn of the loop at a time.
+"""One attempt at upstream: its answer's bytes become entries, a turn of the loop at a time.
 
 A turn takes at most one read (16 KiB) or 64 frames; one that is heavy waits for its place among the others (turns.py).
 What has been decoded is delivered before a failure that followed it is raised. An answer is closed whatever happens;
@@ -14,9 +14,9 @@ from app import decode
 from app.clocks import Clocks
 from app.decode import Complete, Decoder
 from app.errors import RelayError
-from app.events import Piece
+from app.events import Entry
 from app.log.memory import MemoryLog
-from app.request import Chat
+from app.request.chat import Chat
 from app.turns import HEAVY_BYTES, Turns
 
 Waiting = Literal["connecting", "waiting", "streaming"]
@@ -59,7 +59,7 @@ class Attempt:
         clocks: Clocks,
         turns: Turns,
         *,
-        deliver: Callable[[Sequence[Piece], Decoder], None],
+        deliver: Callable[[Sequence[Entry], Decoder], None],
         complete: Callable[[Complete], None],
     ) -> None:
         self.waiting: Waiting = "connecting"
@@ -79,6 +79,7 @@ class Attempt:
                 content_type=answer.content_type,
                 content_encoding=answer.content_encoding,
                 status=answer.status,
+                passing=self._chat.passing,
             )
             await self._relay(answer, self.decoder)
         finally:
@@ -105,13 +106,13 @@ class Attempt:
     async def _turn(self, answer: Answer, decoder: Decoder) -> None:
         if decoder.backlog:
             await self._turns.take()
-            pieces = decoder.receive_data(b"")
+            entries = decoder.receive_data(b"")
         else:
             data = await answer.read()
             if len(data) > HEAVY_BYTES:
                 await self._turns.take()
-            pieces = decoder.receive_data(data) if data else decoder.receive_eof()
-        self._deliver(pieces, decoder)
+            entries = decoder.receive_data(data) if data else decoder.receive_eof()
+        self._deliver(entries, decoder)
         if self._log.crowded:
             await self._wait_for_room()
 

@@ -8,7 +8,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Final, Literal
 
-from app.request import Limits
+from app.request.chat import Limits
 
 Limit = Literal["first_token", "idle", "total", "usage"]
 

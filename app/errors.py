@@ -25,6 +25,7 @@ CODES: Final = {
     "forbidden": Code(403, False, "permission_error"),
     "not_found": Code(404, False, "not_found_error"),
     "idempotency_conflict": Code(409, False, "invalid_request_error"),
+    "cancelled": Code(409, False, "cancelled_error"),
     "not_resumable": Code(410, False, "not_found_error"),
     "rate_limited": Code(429, True, "rate_limit_error"),
     "overloaded": Code(503, True, "overloaded_error"),

@@ -73,5 +73,31 @@ class Failed(msgspec.Struct, frozen=True, gc=False, tag="error"):
 Piece = Delta | Reasoning | Refusal | ToolCall
 """What a decoder makes of upstream's bytes: each piece carries something."""
 
-Event = Start | Piece | Done | Failed
+
+class Passing(msgspec.Struct, frozen=True, gc=False):
+    """What a dialect passes on of upstream's own chunks, beside what they mean.
+
+    `usage`: also the chunk that holds nothing but usage. `choices`: how many answers upstream was asked for; it has
+    finished when all have.
+    """
+
+    usage: bool
+    choices: int = 1
+
+
+class Passed(msgspec.Struct, frozen=True, gc=False, tag="passed"):
+    """A piece with the chunk that upstream said it in, for the dialect that passes chunks on as they are.
+
+    `chunk` is one line of JSON; empty where an entry before said it already. A chunk may hold no piece: a role, another
+    choice, usage.
+    """
+
+    chunk: bytes
+    piece: Piece | None
+
+
+Entry = Piece | Passed
+"""What a decoder gives the log."""
+
+Event = Start | Entry | Done | Failed
 """What a log keeps."""

@@ -10,8 +10,9 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
 from app import __version__
-from app.api import document, page, problems, routes
+from app.api import ag_ui, ai_sdk, document, openai, opening, page, problems, routes, schema
 from app.api.middleware import Edge
+from app.catalogue import Catalogue
 from app.errors import RelayError
 from app.settings import Settings, load
 from app.streams import Streams
@@ -41,7 +42,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         redoc_url=None,
         redirect_slashes=False,  # its Location would have our scheme and host, which are not those of a proxy
     )
-    routers = (routes.router, page.router)
+    routers = (routes.router, openai.router, ai_sdk.router, schema.router, page.router)
     for router in routers:
         app.include_router(router)
     app.add_exception_handler(RelayError, problems.relay_error)
@@ -63,7 +64,7 @@ async def _lifespan(settings: Settings, app: FastAPI) -> AsyncIterator[None]:
     key = settings.openai_api_key.get_secret_value() if settings.openai_api_key else None
     upstream = Upstream(settings.openai_base_url, key, user_agent=f"sse-relay/{__version__}")
     streams = Streams(upstream, settings)
-    app.state.parts = routes.Parts(settings, streams)
+    app.state.parts = opening.Parts(settings, streams, Catalogue(upstream, settings.default_model))
     try:
         yield
     finally:

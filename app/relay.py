@@ -27,9 +27,9 @@ from app.attempt import Attempt, Terms, Upstream, Waiting
 from app.clocks import Clocks, Limit
 from app.decode import Complete, Decoder
 from app.errors import Phase, RelayError
-from app.events import Done, Failed, Piece, Usage
+from app.events import Done, Entry, Failed, Usage
 from app.log.memory import MemoryLog, Reader
-from app.request import Chat
+from app.request.chat import Chat
 from app.retries import FIRST_RETRY_SECONDS, repeat_after
 from app.turns import Turns
 
@@ -62,7 +62,7 @@ class Generation:
         self.on_over: Callable[[Generation], None] = lambda _: None
         self.clocks: Final = Clocks(chat.limits, self._expired)
         self._permit = permit
-        self._pieces = 0
+        self._pieces = self._text_bytes = 0
         self._attempts = 0
         self._first_carried_s: float | None = None
         self._usage: Usage | None = None
@@ -89,7 +89,7 @@ class Generation:
         if self._attempt is not None and self._attempt.decoder is not None and self._attempt.decoder.usage is not None:
             return self._attempt.decoder.usage
         prompt = math.ceil(self.chat.prompt_bytes / BYTES_PER_TOKEN)
-        completion = max(self._pieces, math.ceil(self.log.text_bytes / BYTES_PER_TOKEN))
+        completion = max(self._pieces, math.ceil(self._text_bytes / BYTES_PER_TOKEN))
         return Usage(prompt, completion, prompt + completion, "estimated")
 
     # Readers: who reads, and what it means when nobody does.
@@ -195,7 +195,7 @@ class Generation:
             upstream_status=error and error.upstream_status,
             attempts=self._attempts,
             pieces=self._pieces,
-            text_bytes=self.log.text_bytes,
+            text_bytes=self._text_bytes,
             first_token_s=self._first_carried_s,
             total_s=round(self.clocks.elapsed_s, 3),
         )
@@ -221,10 +221,11 @@ class Generation:
             self.fail(RelayError("internal", "a fault of the relay; quote the request id", phase="relay"))
 
     async def _try(self, upstream: Upstream, terms: Terms) -> None:
-        def deliver(pieces: Sequence[Piece], decoder: Decoder) -> None:
-            if pieces:
-                self._pieces += len(pieces)
-                self.log.append(pieces)
+        def deliver(entries: Sequence[Entry], decoder: Decoder) -> None:
+            if entries:
+                self.log.append(entries)
+            if decoder.carried > self._pieces:
+                self._pieces, self._text_bytes = decoder.carried, decoder.text_bytes
                 self.clocks.carried()
             if decoder.carrying and not self.log.carrying:
                 self._first_carried_s = self.clocks.elapsed_s

@@ -14,13 +14,14 @@ import msgspec
 
 from app.admission.permits import Caller, Permits
 from app.attempt import Terms, Upstream
+from app.chats import Chats
 from app.decode import Limits as DecodeLimits
 from app.errors import RelayError, invalid_request
 from app.events import Failed, Start
 from app.log.budget import Budget
 from app.log.memory import MemoryLog, Reader
 from app.relay import Generation
-from app.request import Chat
+from app.request.chat import Chat
 from app.settings import Settings
 from app.turns import Turns
 
@@ -62,6 +63,7 @@ class Streams:
         self._key_of: dict[str, Key] = {}
         self._gone: OrderedDict[str, tuple[float, Caller]] = OrderedDict()
         self.turns: Final = Turns()
+        self.chats: Final = Chats()
         self._closed = False
         self.draining = False
 
@@ -171,6 +173,7 @@ class Streams:
 
     def _ended_now(self, generation: Generation) -> None:
         self._budget.used_bytes -= generation.chat.body_bytes
+        self.chats.ended(generation)
         if _frees_its_key(generation):
             self._free_key(generation)
         if generation.log.resumable and generation.log.live_from is None:

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from app.decode import Complete, Decoder, Limits
 from app.errors import Problem, RelayError
-from app.events import Delta, Piece, Reasoning, Refusal, ToolCall
+from app.events import Delta, Entry, Passed, Passing, Piece, Reasoning, Refusal, ToolCall
 
 LIMITS = Limits(max_event_bytes=4 * 1024 * 1024, max_answer_bytes=64 * 1024 * 1024)
 EVENT_STREAM = "text/event-stream"
@@ -17,6 +17,8 @@ class Decoded(NamedTuple):
 
     pieces: list[Piece]
     end: Complete | Problem
+    chunks: tuple[bytes, ...] = ()
+    """What is passed on of upstream's own, one by one."""
 
     @property
     def text(self) -> str:
@@ -51,14 +53,18 @@ class Decoded(NamedTuple):
         return self.end
 
 
-def feed(decoder: Decoder, reads: Iterable[bytes]) -> list[Piece]:
-    """All pieces of these reads, each followed by what it left waiting."""
-    pieces: list[Piece] = []
+def feed(decoder: Decoder, reads: Iterable[bytes]) -> list[Entry]:
+    """All entries of these reads, each followed by what it left waiting."""
+    entries: list[Entry] = []
     for read in reads:
-        pieces += decoder.receive_data(read)
+        entries += decoder.receive_data(read)
         while decoder.backlog:
-            pieces += decoder.receive_data(b"")
-    return pieces
+            entries += decoder.receive_data(b"")
+    return entries
+
+
+def piece_of(entry: Entry) -> Piece | None:
+    return entry.piece if isinstance(entry, Passed) else entry
 
 
 def decode(
@@ -67,12 +73,17 @@ def decode(
     content_type: str | None = EVENT_STREAM,
     content_encoding: str | None = None,
     status: int = 200,
+    passing: Passing | None = None,
 ) -> Decoded:
-    decoder = Decoder(limits, content_type=content_type, content_encoding=content_encoding, status=status)
-    pieces = feed(decoder, reads) + decoder.receive_eof()
+    decoder = Decoder(
+        limits, content_type=content_type, content_encoding=content_encoding, status=status, passing=passing
+    )
+    entries = [*feed(decoder, reads), *decoder.receive_eof()]
     end = decoder.end
     assert end is not None
-    return Decoded(pieces, end.problem if isinstance(end, RelayError) else end)
+    pieces = [piece for piece in map(piece_of, entries) if piece is not None]
+    chunks = tuple(entry.chunk for entry in entries if isinstance(entry, Passed) and entry.chunk)
+    return Decoded(pieces, end.problem if isinstance(end, RelayError) else end, chunks)
 
 
 def event(payload: object) -> bytes:

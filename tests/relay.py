@@ -6,6 +6,7 @@ import json
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from typing import Any, Final, cast
 
+import jsonschema_rs
 import msgspec
 
 from app import server
@@ -15,6 +16,7 @@ from app.protocol import Protocol
 from app.relay import Generation
 from app.settings import Settings
 from app.streams import Streams
+from app.wire import schema
 
 DEADLINE_SECONDS: Final = 5.0
 SSE: Final = {"accept": "text/event-stream"}
@@ -210,12 +212,31 @@ def chat(message: str = "hi", **fields: object) -> dict[str, object]:
     return {"message": message, "model": "m", **fields}
 
 
+def closed(published: Any) -> Any:
+    """A schema that is open for clients, as one that no undocumented field and no undocumented type passes."""
+    match published:
+        case {"UnknownEvent": _}:
+            return {name: closed(part) for name, part in published.items()} | {"UnknownEvent": False}
+        case {"properties": _}:
+            return {name: closed(part) for name, part in published.items()} | {"additionalProperties": False}
+        case dict():
+            return {name: closed(part) for name, part in published.items()}
+        case list():
+            return [closed(part) for part in published]
+        case _:
+            return published
+
+
+DOCUMENTED: Final = jsonschema_rs.Draft202012Validator(closed(schema.document()))
+
+
 def event_of(block: str) -> dict[str, Any]:
-    """The JSON of a block's `data:` line, with its `id` as "_id" where it has one."""
+    """The JSON of a block's `data:` line, if it is as documented, with its `id` as "_id" where it has one."""
     lines = dict(line.split(": ", 1) for line in block.split("\n"))
     if lines["data"] == "[DONE]":
         return {"type": "[DONE]"}
     event: dict[str, Any] = json.loads(lines["data"])
+    DOCUMENTED.validate(event)
     return event | ({"_id": lines["id"]} if "id" in lines else {})
 
 

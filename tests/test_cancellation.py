@@ -18,8 +18,8 @@ import pytest
 from msgspec.structs import replace
 from structlog.testing import capture_logs
 
+from app.api.opening import Parts
 from app.api.response import StreamResponse
-from app.api.routes import Parts
 from app.clocks import Clocks
 from app.events import Done, Failed
 from app.relay import Generation
@@ -228,7 +228,7 @@ async def test_a_fault_after_the_head_ends_the_connection_without_an_end_of_the_
 def break_setting(relay: Relay, name: str) -> None:
     parts: Parts = relay._app.state.parts
     settings = parts.settings.model_copy(update={name: None})
-    relay._app.state.parts = Parts(settings, parts.streams)
+    relay._app.state.parts = Parts(settings, parts.streams, parts.catalogue)
 
 
 # And after all of it.

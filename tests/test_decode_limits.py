@@ -37,9 +37,9 @@ def test_a_backlog_is_taken_at_the_end_too() -> None:
     answer = stream(*(chunk(content="a") for _ in range(150)))
     for content_encoding, body in ((None, answer), ("gzip", gzip.compress(answer))):
         decoder = Decoder(LIMITS, content_type=EVENT_STREAM, content_encoding=content_encoding)
-        pieces = decoder.receive_data(body[:-1]) + decoder.receive_data(body[-1:])
+        pieces = [*decoder.receive_data(body[:-1]), *decoder.receive_data(body[-1:])]
         assert decoder.backlog
-        assert pieces + decoder.receive_eof() == [Delta("a")] * 150
+        assert [*pieces, *decoder.receive_eof()] == [Delta("a")] * 150
         assert not decoder.backlog
 
 

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from schemathesis import APIOperation, GenerationMode
 from schemathesis.core.result import Ok
 
-from app.request import ChatRequest
+from app.request.native import ChatRequest
 from tests.relay import ask, chat, fetch, running
-from tests.upstream import Upstream, answer
+from tests.upstream import Exchange, Upstream, answer, status
 
 FIELDS: Final = {"code", "message", "type", "param", "phase", "retryable", "partial", "upstream_status", "request_id"}
 OWN_PAGE: Final = {"sec-fetch-site": "same-origin"}
@@ -27,8 +27,17 @@ BOUNDED: Final = settings(
 async def port() -> AsyncIterator[int]:
     """A relay whose upstream always answers, so that a 5xx can only be the relay's own."""
     async with Upstream() as upstream, running(upstream.base_url, log_level="error", default_model="m") as relay:
-        upstream.script(answer("Hel", "lo"))
+        upstream.script((by_path,))
         yield relay.port
+
+
+POSTED: Final = ["GET /chat/stream", "POST /chat/stream", "POST /v1/chat/completions"]
+
+
+async def by_path(exchange: Exchange) -> None:
+    steps = status(200, b'{"data": []}') if exchange.request.path.endswith("/models") else answer("Hel", "lo")
+    for step in steps:
+        await step(exchange)
 
 
 def check(status: int, content_type: str, body: bytes) -> None:
@@ -79,7 +88,7 @@ async def test_what_the_document_forbids_is_never_our_fault(port: int) -> None:
             attempt(operation, GenerationMode.NEGATIVE)
         return sorted(operation.label for operation in asked)
 
-    assert await asyncio.to_thread(attempt_all) == ["GET /chat/stream", "POST /chat/stream"]
+    assert await asyncio.to_thread(attempt_all) == POSTED
 
 
 VALUES: Final = st.recursive(
@@ -96,6 +105,7 @@ BODIES: Final = (
     | st.dictionaries(FIELD_NAMES, VALUES | PARTS, max_size=1).map(lambda odd: chat() | odd)
     | st.fixed_dictionaries({"messages": st.lists(MESSAGE, max_size=2)})
 )
+PATHS: Final = st.sampled_from(["/chat/stream", "/v1/chat/completions"])
 HEADERS: Final = st.dictionaries(
     st.sampled_from(
         ["last-event-id", "idempotency-key", "x-on-disconnect", "x-request-id", "cookie", "accept", "origin"]
@@ -106,7 +116,7 @@ HEADERS: Final = st.dictionaries(
 
 
 @settings(BOUNDED, max_examples=500)
-@given(body=st.binary(max_size=200) | BODIES.map(lambda body: json.dumps(body).encode()), headers=HEADERS)
-async def test_no_body_and_no_header_is_our_fault(port: int, body: bytes, headers: dict[str, str]) -> None:
-    response, answered = await fetch(port, "POST", "/chat/stream", body, headers)
+@given(path=PATHS, body=st.binary(max_size=200) | BODIES.map(lambda body: json.dumps(body).encode()), headers=HEADERS)
+async def test_no_body_and_no_header_is_our_fault(port: int, path: str, body: bytes, headers: dict[str, str]) -> None:
+    response, answered = await fetch(port, "POST", path, body, headers)
     check(response.status, response.headers["content-type"], answered)

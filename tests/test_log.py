@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.errors import Problem
-from app.events import Delta, Done, Event, Failed, Start, ToolCall, Usage
+from app.events import Delta, Done, Event, Failed, Passed, Start, ToolCall, Usage
 from app.log.budget import ENTRY_OVERHEAD_BYTES, Budget
 from app.log.memory import TAKE_ENTRIES, MemoryLog, Reader
 from app.wire.native import Shape
@@ -128,7 +128,7 @@ async def test_what_comes_after_the_close_is_dropped(store: Store) -> None:
     used = store.used_bytes
     log.append(entries(1, 5))
     assert taken(reader) == [START, DONE]
-    assert (log.next_seq, log.text_bytes, store.used_bytes) == (2, 0, used)
+    assert (log.next_seq, store.used_bytes) == (2, used)
 
 
 async def test_a_reader_takes_a_bounded_number_at_once(store: Store) -> None:
@@ -141,10 +141,12 @@ async def test_a_reader_takes_a_bounded_number_at_once(store: Store) -> None:
     assert len(taken(reader)) == 2 * TAKE_ENTRIES + 2
 
 
-async def test_text_is_counted_in_utf8(store: Store) -> None:
+async def test_what_an_entry_holds_is_counted_in_utf8(store: Store) -> None:
     log = store.log()
-    log.append([Delta("ab"), Delta("\u6f22\U0001f389"), ToolCall(0, "call_1", "f", '{"\u00e9"')])
-    assert log.text_bytes == 2 + 7 + 5
+    empty = log.kept_bytes
+    passed = Passed(b'{"x":1}', Delta("\u6f22"))
+    log.append([Delta("ab"), Delta("\u6f22\U0001f389"), ToolCall(0, "call_1", "f", '{"\u00e9"'), passed])
+    assert log.kept_bytes - empty == 4 * ENTRY_OVERHEAD_BYTES + 2 + 7 + 5 + (7 + 3)
 
 
 @pytest.mark.parametrize("count", [0, 1, 254, 255, 700])

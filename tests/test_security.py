@@ -268,11 +268,12 @@ SECRETS = (PROMPT, ANSWER, UPSTREAM_KEY, CLIENT_KEY)
 
 FAULTY = """
 import os
-from app import cli, request
+from app import cli
+from app.request import native
 from app.upstream.client import Upstream
 from app.wire.native import Shape
 
-for owner, name in ((request, "admit"), (Upstream, "open"), (Shape, "encode")):
+for owner, name in ((native, "admit"), (Upstream, "open"), (Shape, "encode")):
     def faulty(*args, _works=getattr(owner, name), _name=name, **more):
         if f"fault in {_name}" in repr(args):
             raise RuntimeError(repr(args) + os.environ["OPENAI_API_KEY"])

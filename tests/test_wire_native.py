@@ -13,8 +13,9 @@ from app.decode.answer import MAX_CHARACTERS_BESIDE_A_PIECE
 from app.decode.text import MAX_PIECE_CHARACTERS
 from app.decode.tools import MAX_NAME_CHARACTERS
 from app.errors import CODES, Problem
-from app.events import Delta, Done, Event, Failed, Reasoning, Refusal, Start, ToolCall, Usage
+from app.events import Delta, Done, Event, Failed, Passed, Reasoning, Refusal, Start, ToolCall, Usage
 from app.wire import native
+from app.wire.dialect import MAX_WRITE_BYTES
 
 STREAM_ID = f"s_{'0123456789abcdef' * 2}"
 LINE_BYTES = 64 * 1024
@@ -39,10 +40,11 @@ PROBLEM = st.builds(
 USAGE = st.builds(Usage, COUNT, COUNT, COUNT, st.sampled_from(["reported", "estimated"]))
 CALL = st.builds(ToolCall, st.integers(0, 1024), st.none() | TEXT, st.none() | TEXT, TEXT)
 PIECE = st.one_of(*(st.builds(kind, TEXT) for kind in (Delta, Reasoning, Refusal)), CALL)
+ENTRY = PIECE | st.builds(Passed, st.binary(max_size=8), st.none() | PIECE)
 START = st.builds(Start, st.just(STREAM_ID), TEXT, st.booleans())
 END = st.builds(Done, TEXT, USAGE, st.none() | SECONDS, SECONDS) | st.builds(Failed, PROBLEM)
 STREAM: st.SearchStrategy[list[Event]] = st.builds(
-    lambda start, pieces, end: [start, *pieces, end], START, st.lists(PIECE, max_size=8), END
+    lambda start, pieces, end: [start, *pieces, end], START, st.lists(ENTRY, max_size=8), END
 )
 
 
@@ -58,7 +60,9 @@ def whole(shape: native.Shape, events: Sequence[Event], live_from: int | None = 
 
 def carried(event: Event) -> dict[str, Any]:
     """What the JSON says of an event beside `type` and `content`."""
-    match event:
+    match said(event):
+        case None | Passed():
+            return {}
         case Start(id=stream_id, model=model, resumable=resumable):
             return {"protocol": 1, "id": stream_id, "model": model, "resumable": resumable}
         case Delta():
@@ -77,8 +81,17 @@ def carried(event: Event) -> dict[str, Any]:
             return {"finish_reason": reason, "usage": native.usage_json(usage), "timings": rounded}
 
 
-def kind_of(event: Event) -> str:
-    return str(type(event).__struct_config__.tag)
+def said(event: Event) -> Event | None:
+    """What the native dialect has a word for: upstream's own chunk is not its business."""
+    return event.piece if isinstance(event, Passed) else event
+
+
+def kind_of(event: Event | None) -> str:
+    return "chunk" if event is None else str(type(event).__struct_config__.tag)
+
+
+def content_of(event: Event | None) -> str:
+    return event.content if isinstance(event, Delta) else ""
 
 
 @given(events=STREAM, ids=st.booleans())
@@ -91,9 +104,7 @@ def test_every_event_is_one_line_of_ascii_json_that_says_what_it_carries(events:
     assert last == ""
     told = [json.loads(block.split("\n")[0].removeprefix("data: ")) for block in blocks]
     assert told == [
-        {"type": kind_of(event), "content": event.content if isinstance(event, Delta) else ""}
-        | carried(event)
-        | {"seq": seq}
+        {"type": kind_of(said(event)), "content": content_of(said(event))} | carried(event) | {"seq": seq}
         for seq, event in enumerate(events)
     ]
 
@@ -175,14 +186,14 @@ def test_a_write_takes_what_fits_into_64_kib_and_at_least_one(sizes: list[int]) 
     events = [Delta(WIDEST * size) for size in sizes]
     data, count = shape.encode(1, events, None)
     assert data == b"".join(shape.encode(1 + at, [event], None)[0] for at, event in enumerate(events[:count]))
-    assert count == 1 or len(data) <= native.MAX_WRITE_BYTES
+    assert count == 1 or len(data) <= MAX_WRITE_BYTES
     assert shape.encode(1, [Delta("x" * LINE_BYTES)], None)[1] == 1
     if count < len(events):
-        assert len(data) + len(shape.encode(1 + count, [events[count]], None)[0]) > native.MAX_WRITE_BYTES
+        assert len(data) + len(shape.encode(1 + count, [events[count]], None)[0]) > MAX_WRITE_BYTES
 
 
 def test_a_ping_and_a_failure_before_the_stream_are_plain_events() -> None:
-    assert native.ping("waiting", 31.24) == (
+    assert native.Shape(STREAM_ID, ids=True).ping("waiting", 31.24) == (
         b'data: {"type":"ping","content":"","phase":"waiting","elapsed_s":31.2}\n\n'
     )
     problem = Problem(code="internal", message="\u00e9", type="relay_error", retryable=False, status=500)

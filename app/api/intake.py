@@ -5,15 +5,19 @@ import re
 from typing import Final
 
 import msgspec
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 
 from app.errors import invalid_request
-from app.request import OnDisconnect
+from app.request.chat import LIMITS, OnDisconnect
 from app.settings import Settings
 
 _CURSOR: Final = re.compile(r"(s_[0-9a-f]{32})\.(0|[1-9][0-9]{0,9})", re.ASCII)
 _SEQ: Final = re.compile(r"-1|0|[1-9][0-9]{0,9}", re.ASCII)
+_SECONDS: Final = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?", re.ASCII)
 _KEY: Final = re.compile(r"[\x21-\x7e]{1,255}", re.ASCII)
+
+TIMEOUT_HEADERS: Final = {limit: f"X-Timeout-{limit.replace('_', '-').title()}" for limit in LIMITS}
+"""Where dialects whose body has no room for them take their limits from."""
 
 
 class Cursor(msgspec.Struct, frozen=True):
@@ -91,6 +95,19 @@ def on_disconnect(request: Request) -> OnDisconnect | None:
     return None
 
 
+def timeouts(request: Request) -> dict[str, float]:
+    """The limits asked for in headers, in seconds; raises 422 for what is no positive number."""
+    asked: dict[str, float] = {}
+    for limit, name in TIMEOUT_HEADERS.items():
+        value = request.headers.get(name)
+        if value is None:
+            continue
+        if not _SECONDS.fullmatch(value) or not float(value):
+            raise invalid_request(f"{name} is a positive number of seconds", param=name)
+        asked[limit] = float(value)
+    return asked
+
+
 async def _read(request: Request, settings: Settings) -> bytes:
     pieces: list[bytes] = []
     size = 0
@@ -105,6 +122,3 @@ async def _read(request: Request, settings: Settings) -> bytes:
 def _too_large(settings: Settings) -> Exception:
     message = f"the body may have at most {settings.max_body_bytes} bytes"
     return invalid_request(message, param="body", status=413)
-
-
-__all__ = ["ClientDisconnect", "Cursor", "after", "idempotency_key", "last_event_id", "on_disconnect", "read_body"]

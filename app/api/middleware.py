@@ -15,7 +15,7 @@ from app.errors import RelayError, invalid_request
 from app.turns import OPENINGS_PER_LOOP, Turns
 
 _SANE: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}", re.ASCII)
-OPENINGS: Final = ("/chat/stream",)
+OPENINGS: Final = ("/chat/stream", "/v1/chat/completions", "/api/chat", "/ag-ui")
 """Where streams begin: a herd of them waits its turn here, so that probes and stops pass it."""
 
 PROBES: Final = ("/healthz", "/readyz")
@@ -72,7 +72,7 @@ class Edge:
     async def _answer(self, error: RelayError, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope)
         problem = problems.identified(error.problem, request)
-        response = problems.answer(problem, events=problems.accepts_events(request))
+        response = problems.answer(problem, events=problems.wants_events(request))
         await response(scope, receive, send)
 
 

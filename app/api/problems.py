@@ -16,10 +16,16 @@ from starlette.types import Scope
 from app.api import callers
 from app.errors import Problem, RelayError, invalid_request
 from app.wire import native
+from app.wire.dialect import CONTENT_TYPE
 
 
 def accepts_events(request: Request) -> bool:
     return "text/event-stream" in request.headers.get("accept", "").lower()
+
+
+def wants_events(request: Request) -> bool:
+    """Whether a refusal is to be told as a stream: in the native dialect alone, all others know HTTP errors."""
+    return request.scope["path"].startswith("/chat/") and accepts_events(request)
 
 
 def answer(problem: Problem, *, events: bool) -> Response:
@@ -30,7 +36,7 @@ def answer(problem: Problem, *, events: bool) -> Response:
     if not problem.retryable:
         headers["x-should-retry"] = "false"
     if events:
-        return Response(native.failure(problem), problem.status, headers, native.CONTENT_TYPE)
+        return Response(native.failure(problem), problem.status, headers, CONTENT_TYPE)
     body = json.dumps({"error": problem.as_json()}, separators=(",", ":"))
     return Response(body, problem.status, headers, "application/json")
 
@@ -41,7 +47,7 @@ def identified(problem: Problem, request: Request) -> Problem:
 
 async def relay_error(request: Request, error: Exception) -> Response:
     """For a failure that was raised before there was a stream. It makes a subject known as every first answer does."""
-    made = answer(identified(cast(RelayError, error).problem, request), events=accepts_events(request))
+    made = answer(identified(cast(RelayError, error).problem, request), events=wants_events(request))
     if cookie := callers.visitor(request).set_cookie:
         made.headers["set-cookie"] = cookie
     return made
@@ -60,7 +66,7 @@ async def http_error(routers: Iterable[APIRouter], request: Request, error: Exce
             problem = invalid_request(f"the methods of this path are {headers['allow']}", status=405).problem
         case status:
             problem = invalid_request(str(refused.detail), status=status).problem
-    made = answer(identified(problem, request), events=accepts_events(request))
+    made = answer(identified(problem, request), events=wants_events(request))
     made.headers.update(headers)
     return made
 

@@ -30,7 +30,7 @@ from app.log.memory import Reader
 from app.relay import Generation
 from app.settings import Settings
 from app.turns import Turns
-from app.wire import native
+from app.wire.dialect import Encoder
 
 AGE_JITTER: Final = 0.1
 """Ends of many connections that began together are spread by so much of their age."""
@@ -62,7 +62,7 @@ class StreamResponse(EventSourceResponse):
         self,
         generation: Generation,
         reader: Reader,
-        shape: native.Shape,
+        encoder: Encoder,
         manners: Manners,
         turns: Turns,
         *,
@@ -75,7 +75,7 @@ class StreamResponse(EventSourceResponse):
         self._loop = asyncio.get_running_loop()
         self._generation = generation
         self._reader = reader
-        self._shape = shape
+        self._encoder = encoder
         self._manners = manners
         self._turns = turns
         self._hold_s = hold_s
@@ -89,11 +89,7 @@ class StreamResponse(EventSourceResponse):
         departure = asyncio.create_task(self._listen_for_disconnect(receive), name=f"departure {self._generation.id}")
         self._task = asyncio.current_task()
         try:
-            problem = await self._held() if self._hold_s else None
-            if problem is not None:
-                await self._refuse(problem, scope, receive, send)
-            elif self.active:
-                await self._stream_response(send)
+            await self._serve(scope, receive, send)
         except asyncio.CancelledError:
             if not self._cut_off or self._task is None:
                 raise
@@ -104,6 +100,13 @@ class StreamResponse(EventSourceResponse):
             if self._timer is not None:
                 self._timer.cancel()
             self._generation.leave(self._reader, may_return=self._known)
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        problem = await self._held() if self._hold_s else None
+        if problem is not None:
+            await self._refuse(problem, scope, receive, send)
+        elif self.active:
+            await self._stream_response(send)
 
     async def _left(self, _message: Message) -> None:
         self._reader.wake()
@@ -125,7 +128,7 @@ class StreamResponse(EventSourceResponse):
         self._reader.wake()
 
     async def _refuse(self, problem: Problem, scope: Scope, receive: Receive, send: Send) -> None:
-        response = problems.answer(problem, events=problems.accepts_events(Request(scope)))
+        response = problems.answer(problem, events=problems.wants_events(Request(scope)))
         response.headers.update({name: self.headers[name] for name in PASSED_ON if name in self.headers})
         await response(scope, receive, send)
 
@@ -139,22 +142,26 @@ class StreamResponse(EventSourceResponse):
                 await self._write(send, b"", more=False)
                 return
             if events := reader.peek():
-                body, count = self._shape.encode(reader.cursor + 1, events, log.live_from)
+                body, count = self._encoder.encode(reader.cursor + 1, events, log.live_from)
                 reader.advance(count)
-                over = log.closed is not None and not reader.behind
-                await self._write(send, body + native.END if over else body, more=not over)
-                if over:
+                if log.closed is not None and not reader.behind:
+                    await self._write(send, body + self._encoder.end(log.closed), more=False)
                     return
+                if body:
+                    await self._write(send, body)
                 if reader.behind:
                     await self._turns.take()  # `send` waits for nothing while the socket takes all: let others go
             elif log.closed is not None:
                 # Entries that are missing from a closed log were taken away: no [DONE] over a gap.
-                await self._write(send, b"" if reader.behind else native.END, more=False)
+                await self._write(send, b"" if reader.behind else self._encoder.end(log.closed), more=False)
                 return
             elif self._ping_due:
-                await self._write(send, native.ping(self._generation.waiting, self._generation.clocks.elapsed_s))
+                await self._write(send, self._heartbeat())
             else:
                 await reader.wait()
+
+    def _heartbeat(self) -> bytes:
+        return self._encoder.ping(self._generation.waiting, self._generation.clocks.elapsed_s)
 
     async def _write(self, send: Send, body: bytes, *, more: bool = True) -> None:
         await self._send(send, {"type": "http.response.body", "body": body, "more_body": more})

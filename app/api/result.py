@@ -1,7 +1,7 @@
 """What there is of an answer by now, as JSON: for a client that was interrupted and wants no stream."""
 
 from app.errors import RelayError
-from app.events import Delta, Done, Failed, Reasoning, Refusal, Start, ToolCall
+from app.events import Delta, Done, Failed, Passed, Reasoning, Refusal, Start, ToolCall
 from app.relay import Generation
 from app.wire import native
 
@@ -14,16 +14,16 @@ def result(generation: Generation) -> dict[str, object]:
     texts: dict[str, list[str]] = {"text": [], "reasoning": [], "refusal": []}
     calls: dict[int, list[ToolCall]] = {}
     for event in log.everything():
-        match event:
+        match event.piece if isinstance(event, Passed) else event:
             case Delta(content=text):
                 texts["text"].append(text)
             case Reasoning(reasoning=text):
                 texts["reasoning"].append(text)
             case Refusal(refusal=text):
                 texts["refusal"].append(text)
-            case ToolCall():
-                calls.setdefault(event.index, []).append(event)
-            case Start() | Done() | Failed():
+            case ToolCall() as call:
+                calls.setdefault(call.index, []).append(call)
+            case Start() | Done() | Failed() | None:
                 pass
     joined = {name: "".join(pieces) for name, pieces in texts.items()}
     return _state(generation) | joined | {"tool_calls": [_call(calls[index]) for index in sorted(calls)]}

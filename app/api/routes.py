@@ -1,40 +1,23 @@
 """The native dialect's endpoints: each reads what it is asked, asks the streams, and answers."""
 
-import hashlib
-from typing import Final, cast
+from typing import Final
 
 import msgspec
 from fastapi import APIRouter
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
-from app import request as requests
-from app.admission.permits import Caller
-from app.api import callers, intake, problems
-from app.api.response import StreamResponse, manners
+from app.api import callers, intake, opening, problems
+from app.api.opening import NO_STORE, Opened, parts
 from app.api.result import result
 from app.errors import invalid_request
-from app.log.memory import Reader
-from app.relay import Generation
-from app.request import ChatRequest
-from app.settings import Settings
-from app.streams import Key, Streams
+from app.request import native as requests
+from app.request.native import ChatRequest
 from app.wire import native
 
 QUERY_FIELDS: Final = ("message", "model", "system", "temperature", "max_tokens")
 
 router = APIRouter()
-
-
-class Parts(msgspec.Struct, frozen=True):
-    """What the handlers work with."""
-
-    settings: Settings
-    streams: Streams
-
-
-def parts(request: Request) -> Parts:
-    return cast(Parts, request.app.state.parts)
 
 
 @router.post("/chat/stream", summary="Start a generation and stream it, or attach to one")
@@ -44,7 +27,7 @@ async def post_stream(request: Request) -> Response:
     intake.require_json(request)
     if cursor := intake.last_event_id(request):
         generation = app.streams.find(cursor.stream_id, visitor.caller)
-        return _attached(request, generation, app.streams.attach(generation, cursor.seq), ids=_ids(request))
+        return _response(request, opening.attach(request, generation, cursor.seq))
     try:
         body = await intake.read_body(request, app.settings)
     except ClientDisconnect:
@@ -69,7 +52,7 @@ async def get_stream_by_id(request: Request, stream_id: str) -> Response:
 @router.get("/chat/stream/{stream_id}/result", summary="What there is of an answer by now")
 async def get_result(request: Request, stream_id: str) -> Response:
     generation = parts(request).streams.find(stream_id, callers.visitor(request).caller)
-    return JSONResponse(result(generation), headers={"cache-control": "no-store"})
+    return JSONResponse(result(generation), headers=NO_STORE)
 
 
 @router.delete("/chat/stream/{stream_id}", summary="Stop a generation", status_code=202)
@@ -78,7 +61,7 @@ async def cancel(request: Request, stream_id: str) -> Response:
     app = parts(request)
     callers.guard(request, app.settings.cors_origins, proof=False)
     app.streams.cancel(stream_id, callers.visitor(request).caller)
-    return JSONResponse({"id": stream_id}, 202, {"cache-control": "no-store"})
+    return JSONResponse({"id": stream_id}, 202, NO_STORE)
 
 
 @router.get("/healthz", summary="Whether the process answers")
@@ -94,62 +77,25 @@ async def readyz(request: Request) -> Response:
 
 
 def _begin(request: Request, visitor: callers.Visitor, asked: ChatRequest, body: bytes, *, hold_s: float) -> Response:
-    app = parts(request)
-    ids = _ids(request)
-    key = _key(request, visitor.caller, body)
-    chosen = asked.on_disconnect or intake.on_disconnect(request)
-    linger_s = requests.linger_s(
-        chosen, app.settings, default="wait" if ids or key or request.method == "GET" else "cancel"
-    )
-    chat = requests.admit(asked, app.settings, body_bytes=len(body))
-    generation, reader = app.streams.begin(
-        chat,
-        visitor.caller,
-        request_id=request.scope["state"]["request_id"],
-        linger_s=linger_s,
-        key=key,
-    )
-    return _response(
-        request, generation, reader, ids=ids, hold_s=hold_s, known=key is not None, cookie=visitor.set_cookie
-    )
+    chat = requests.admit(asked, parts(request).settings, body_bytes=len(body))
+    waits = _ids(request) or request.method == "GET"
+    opened = opening.begin(request, visitor, chat, body, chosen=asked.on_disconnect, waits=waits)
+    return _response(request, opened, hold_s=hold_s)
 
 
 def _replay(request: Request, stream_id: str, after: int) -> Response:
-    app = parts(request)
-    generation = app.streams.find(stream_id, callers.visitor(request).caller)
+    generation = parts(request).streams.find(stream_id, callers.visitor(request).caller)
     if generation.log.closed is not None and after == generation.log.next_seq - 1:
-        return Response(status_code=204, headers={"cache-control": "no-store"})
-    return _attached(request, generation, app.streams.attach(generation, after), ids=_ids(request))
+        return Response(status_code=204, headers=NO_STORE)
+    return _response(request, opening.attach(request, generation, after))
 
 
-def _attached(request: Request, generation: Generation, reader: Reader, *, ids: bool) -> Response:
-    return _response(request, generation, reader, ids=ids, hold_s=0, known=True, cookie=None)
-
-
-def _response(
-    request: Request,
-    generation: Generation,
-    reader: Reader,
-    *,
-    ids: bool,
-    hold_s: float,
-    known: bool,
-    cookie: str | None,
-) -> Response:
+def _response(request: Request, opened: Opened, *, hold_s: float = 0) -> Response:
     settings = parts(request).settings
-    headers = {
-        "content-type": native.CONTENT_TYPE,
-        "cache-control": "no-store, no-transform",
-        "vary": "Accept",
-        "x-stream-id": generation.id,
-    } | ({"set-cookie": cookie} if cookie else {})
     # An EventSource without an id would ask anew when it reconnects, and pay again: with one it is told that it cannot.
-    ids = ids and (generation.log.resumable or request.method == "GET")
-    shape = native.Shape(generation.id, ids=ids, padding_bytes=settings.first_frame_padding_bytes)
-    turns = parts(request).streams.turns
-    return StreamResponse(
-        generation, reader, shape, manners(settings), turns, hold_s=hold_s, known=known, headers=headers
-    )
+    ids = _ids(request) and (opened.generation.log.resumable or request.method == "GET")
+    shape = native.Shape(opened.generation.id, ids=ids, padding_bytes=settings.first_frame_padding_bytes)
+    return opening.stream(request, opened, shape, hold_s=hold_s, headers={"vary": "Accept"})
 
 
 def _ids(request: Request) -> bool:
@@ -160,16 +106,6 @@ def _ids(request: Request) -> bool:
             return False
         case "auto":
             return request.method == "GET" or problems.accepts_events(request)
-
-
-def _key(request: Request, caller: Caller, body: bytes) -> Key | None:
-    value = intake.idempotency_key(request)
-    if value is None:
-        return None
-    if caller.subject is None:
-        message = "an Idempotency-Key needs a caller that can be told from others: send the relay's cookie"
-        raise invalid_request(message, param="Idempotency-Key", status=400)
-    return Key(caller, value, hashlib.sha256(body).digest())
 
 
 def _query(request: Request) -> ChatRequest:

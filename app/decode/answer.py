@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import msgspec
 
 from app.decode import failure
-from app.decode.fields import Chunk, Says, Tokens, ToolPart
+from app.decode.fields import Choice, Chunk, Says, Tokens, ToolPart
 from app.decode.text import Channel, pieces
 from app.decode.tools import MAX_NAME_CHARACTERS, ToolCalls
 from app.errors import RelayError
@@ -47,15 +47,42 @@ class Complete(msgspec.Struct, frozen=True):
     usage: Usage | None
 
 
+class Others:
+    """The choices beside the first, where a client asked for several: passed on unread, but the answer waits for them.
+
+    Upstreams that know no `n` answer once, so a choice that never began is missed only until upstream ends.
+    """
+
+    def __init__(self, choices: int) -> None:
+        self._watched = choices > 1
+        self.missing = set(range(1, choices))
+        self.begun: set[int] = set()
+
+    def receive(self, choice: Choice) -> bool:
+        """Whether it carries something."""
+        if not self._watched or choice.index is None:
+            return False
+        if choice.finish_reason:
+            self.missing.discard(choice.index)
+            self.begun.discard(choice.index)
+            return True
+        self.begun.add(choice.index)
+        self.missing.add(choice.index)
+        return choice.delta is not None and choice.delta.carries
+
+
 class Answer:
     """The state of one upstream answer; `pieces` are for the caller to take."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, choices: int = 1) -> None:
         self._limits = limits
-        self._bytes = 0
+        self._spent_bytes = 0
+        self.text_bytes = 0
+        self.carried = 0
         self._content, self._reasoning, self._refusal = Channel(), Channel(), Channel()
         self._tools = ToolCalls()
         self._finish_reason = ""
+        self._others = Others(choices)
         self._pieces: list[Piece] = []
         self.carrying = False
         self.usage: Usage | None = None
@@ -63,18 +90,27 @@ class Answer:
 
     @property
     def finished(self) -> bool:
-        return bool(self._finish_reason)
+        return bool(self._finish_reason) and not self._others.missing
+
+    @property
+    def joining(self) -> bool:
+        """Whether half a character waits for its other half."""
+        return bool(self._content.waiting or self._reasoning.waiting or self._refusal.waiting)
 
     def take(self) -> list[Piece]:
         """The pieces since the last time."""
         taken, self._pieces = self._pieces, []
+        self.carried += len(taken)
         return taken
 
     def receive(self, chunk: Chunk) -> None:
         """Raises `RelayError` for what ends the answer."""
         error, finish_reason = chunk.error, None
         for choice in chunk.choices or ():
-            if choice is None or choice.index:  # rule 8: choices other than index 0 are not ours
+            if choice is None:
+                continue
+            if choice.index:  # rule 8: choices other than index 0 are not ours
+                self._beside(choice)
                 continue
             if choice.delta is not None:
                 self._says(choice.delta)
@@ -98,7 +134,7 @@ class Answer:
 
     def receive_eof(self, *, cut: bool = False) -> None:
         """Upstream ended, by `[DONE]` or by closing; `cut`: its encoding shows that something is missing."""
-        if self.finished:
+        if self._finish_reason and not self._others.begun:
             self._close(Complete(self._finish_reason, self.usage))
         elif self._limits.finish_optional and self.carrying and not cut:
             self._close(Complete("unknown", self.usage))
@@ -109,6 +145,13 @@ class Answer:
         """Upstream cannot be read any further."""
         self._close(Complete(self._finish_reason, self.usage) if self.finished else error)
 
+    def spend(self, size: int) -> None:
+        """Raises `RelayError` beyond the limit of a whole answer."""
+        self._spent_bytes += size
+        if self._spent_bytes > self._limits.max_answer_bytes:
+            limit = self._limits.max_answer_bytes
+            raise RelayError("upstream_protocol", f"upstream sent an answer of more than {limit} bytes")
+
     def _close(self, end: Complete | RelayError) -> None:
         self._pieces += map(Delta, pieces(self._content.receive_eof()))
         self._pieces += map(Reasoning, pieces(self._reasoning.receive_eof()))
@@ -116,6 +159,11 @@ class Answer:
         for call in self._tools.calls.values():
             self._pieces += (ToolCall(call.index, None, None, rest) for rest in pieces(call.arguments.receive_eof()))
         self.end = end
+
+    def _beside(self, choice: Choice) -> None:
+        if self._others.receive(choice):
+            self.carrying = True
+            self.carried += 1
 
     def _says(self, says: Says) -> None:
         if thought := says.reasoning_content or says.reasoning:  # gateways send the same under both names
@@ -134,10 +182,9 @@ class Answer:
     def _passed(self, channel: Channel, text: str) -> Sequence[str]:
         self.carrying = True
         text = channel.receive(text)
-        self._bytes += len(text) if text.isascii() else len(text.encode())
-        if self._bytes > self._limits.max_answer_bytes:
-            limit = self._limits.max_answer_bytes
-            raise RelayError("upstream_protocol", f"upstream sent an answer of more than {limit} bytes")
+        size = len(text) if text.isascii() else len(text.encode())
+        self.text_bytes += size
+        self.spend(size)
         return pieces(text)
 
     def _tool_part(self, part: ToolPart) -> None:

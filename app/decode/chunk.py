@@ -14,15 +14,18 @@ from app.decode.fields import Chunk
 _STRICT = msgspec.json.Decoder(Chunk)
 
 
-def read_chunk(payload: bytes) -> Chunk | None:
-    """The chunk, or None for JSON that is no object. Raises `ValueError` for what is no JSON at all."""
+def read_chunk(payload: bytes) -> tuple[Chunk | None, bool]:
+    """The chunk, None for JSON that is no object, and whether its JSON is strict.
+
+    Raises `ValueError` for what is no JSON at all.
+    """
     try:
         chunk = _STRICT.decode(payload)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return _read_tolerantly(payload)
+        return _read_tolerantly(payload), False
     if chunk.error is None and chunk.type is None and chunk.object != "error":
-        return chunk
-    return _read_tolerantly(payload)  # an error is understood from the whole document
+        return chunk, True
+    return _read_tolerantly(payload), True  # an error is understood from the whole document
 
 
 def read_completion(body: bytes) -> Chunk | None:

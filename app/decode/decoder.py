@@ -6,17 +6,18 @@ stream skips the framing: it is collected, and read when it is whole.
 """
 
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from app.decode.answer import Answer, Complete, Limits
 from app.decode.chunk import read_chunk, read_completion
+from app.decode.chunks import Chunks
 from app.decode.failure import loosely
 from app.decode.fields import Chunk
 from app.decode.inflate import ContentDecoder, Identity, content_decoder
 from app.decode.sse import BOM, Frame, Frames
 from app.errors import RelayError
-from app.events import Piece, Usage
+from app.events import Entry, Passed, Passing, Usage
 
 MAX_FRAMES_PER_CALL: Final = 64
 """What one turn of the loop may handle of a stream, so that a flood upstream starves nobody."""
@@ -28,15 +29,24 @@ NO_CONTENT_STATUSES = frozenset({204, 205})
 class Decoder:
     """Decodes one upstream answer (one attempt). Nothing is raised: a failure is the `end`, and pieces before it stay.
 
+    With `passing`, each piece comes with upstream's own chunk, and chunks without a piece come as well.
     `content_type` and `content_encoding` are the headers' values, None where missing. A missing content type is taken
     for an event stream.
     """
 
     def __init__(
-        self, limits: Limits, *, content_type: str | None, content_encoding: str | None, status: int = 200
+        self,
+        limits: Limits,
+        *,
+        content_type: str | None,
+        content_encoding: str | None,
+        status: int = 200,
+        passing: Passing | None = None,
     ) -> None:
         self._max_event_bytes = limits.max_event_bytes
-        self._answer = Answer(limits)
+        self._answer = Answer(limits, choices=passing.choices if passing else 1)
+        self._chunks = Chunks(usage=passing.usage) if passing else None
+        self._passed: list[Passed] = []
         self._encoded: ContentDecoder = Identity()
         media_type = (content_type or "").partition(";")[0].strip().lower()
         self._frames = Frames(limits.max_event_bytes) if media_type in ("", "text/event-stream") else None
@@ -62,6 +72,16 @@ class Decoder:
         return self._answer.carrying
 
     @property
+    def carried(self) -> int:
+        """How many pieces and chunks have carried something."""
+        return self._answer.carried
+
+    @property
+    def text_bytes(self) -> int:
+        """UTF-8 bytes of all text, reasoning, refusal and arguments."""
+        return self._answer.text_bytes
+
+    @property
     def usage(self) -> Usage | None:
         """What upstream reported last."""
         return self._answer.usage
@@ -71,18 +91,25 @@ class Decoder:
         """How the answer ended, set once. Bytes after it are ignored."""
         return self._answer.end
 
-    def receive_data(self, data: bytes) -> list[Piece]:
-        """The pieces in these bytes, of at most 64 frames; the rest waits (`backlog`)."""
+    def receive_data(self, data: bytes) -> Sequence[Entry]:
+        """What is in these bytes, of at most 64 frames; the rest waits (`backlog`)."""
         self._attempt(lambda: self._receive(data))
-        return self._answer.take()
+        return self._take()
 
-    def receive_eof(self) -> list[Piece]:
-        """The pieces that waited for the end of the body; `end` is set afterwards."""
-        pieces: list[Piece] = []
+    def receive_eof(self) -> Sequence[Entry]:
+        """What waited for the end of the body; `end` is set afterwards."""
+        entries: list[Entry] = []
         while self.backlog:
-            pieces += self.receive_data(b"")
+            entries += self.receive_data(b"")
         self._attempt(self._receive_eof)
-        return pieces + self._answer.take()
+        return [*entries, *self._take()]
+
+    def _take(self) -> Sequence[Entry]:
+        pieces = self._answer.take()
+        if self._chunks is None:
+            return pieces
+        passed, self._passed = self._passed, []
+        return self._chunks.release([*passed, *self._chunks.made_up(pieces)], carrying=self._answer.carrying)
 
     def _attempt(self, step: Callable[[], None]) -> None:
         try:
@@ -145,13 +172,23 @@ class Decoder:
 
     def _receive_payload(self, payload: bytes) -> None:
         try:
-            chunk = read_chunk(payload)
+            chunk, strict = read_chunk(payload)
         except ValueError:
             if not self._answer.finished:
                 raise RelayError("upstream_protocol", "upstream sent an event that is no JSON") from None
             return
-        if chunk is not None:
-            self._answer.receive(chunk)
+        if chunk is None:
+            return
+        joining = self._answer.joining
+        self._answer.receive(chunk)
+        if self._chunks is not None:
+            self._pass_on(self._chunks, payload, chunk, as_is=strict and not joining)
+
+    def _pass_on(self, chunks: Chunks, payload: bytes, chunk: Chunk, *, as_is: bool) -> None:
+        pieces = self._answer.take()
+        if not pieces:
+            self._answer.spend(len(payload))
+        self._passed += chunks.receive(payload, chunk, pieces, as_is=as_is)
 
     def _collect(self, data: bytes) -> None:
         self._body += data
@@ -159,13 +196,16 @@ class Decoder:
             raise RelayError("upstream_protocol", "upstream sent a large body that is no event stream")
 
     def _read_body(self) -> None:
+        body = bytes(self._body).removeprefix(BOM)
         try:
-            chunk = read_completion(bytes(self._body).removeprefix(BOM))
+            chunk = read_completion(body)
         except ValueError:
             chunk = None
         if chunk is None or not (chunk.error or _is_whole(chunk)):
             raise RelayError("upstream_protocol", "upstream sent neither an event stream nor a completion")
         self._answer.receive(chunk)
+        if self._chunks is not None:
+            self._passed += self._chunks.receive_completion(body, self._answer.take())
 
 
 def _is_whole(completion: Chunk) -> bool:

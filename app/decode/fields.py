@@ -45,6 +45,11 @@ class Says(msgspec.Struct, gc=False):
     tool_calls: list[ToolPart | None] | None = None
     function_call: Function | None = None
 
+    @property
+    def carries(self) -> bool:
+        texts = self.content or self.reasoning_content or self.reasoning or self.refusal
+        return bool(texts or self.tool_calls or self.function_call)
+
 
 class Tokens(msgspec.Struct, gc=False):
     prompt_tokens: int | None = None

@@ -36,20 +36,20 @@ def without_lone_surrogates(text: str) -> str:
 class Channel:
     """One text that comes in deltas. A high surrogate at the end of one waits for its other half in the next."""
 
-    __slots__ = ("_waiting",)
+    __slots__ = ("waiting",)
 
     def __init__(self) -> None:
-        self._waiting = ""
+        self.waiting = ""
 
     def receive(self, text: str) -> str:
         """What can be passed on now."""
-        if not text or (text.isascii() and not self._waiting):
+        if not text or (text.isascii() and not self.waiting):
             return text
-        text = self._waiting + text
-        self._waiting = text[-1] if "\ud800" <= text[-1] <= "\udbff" else ""
-        return without_lone_surrogates(text[:-1] if self._waiting else text)
+        text = self.waiting + text
+        self.waiting = text[-1] if "\ud800" <= text[-1] <= "\udbff" else ""
+        return without_lone_surrogates(text[:-1] if self.waiting else text)
 
     def receive_eof(self) -> str:
         """The half that waited in vain."""
-        waiting, self._waiting = self._waiting, ""
+        waiting, self.waiting = self.waiting, ""
         return without_lone_surrogates(waiting)

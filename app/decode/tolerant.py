@@ -40,7 +40,7 @@ def _choice(choice: Object, says: str) -> Choice:
     finish_reason = choice.get("finish_reason")
     said = choice.get(says)
     return Choice(
-        index=_integer(choice.get("index")),
+        index=integer(choice.get("index")),
         delta=_says(said) if isinstance(said, dict) else None,
         finish_reason=without_lone_surrogates(finish_reason) if isinstance(finish_reason, str) else None,
         usage=_tokens(choice.get("usage")),
@@ -80,7 +80,7 @@ def _content(content: object) -> tuple[str, str]:
 def _tool_part(part: Object) -> ToolPart:
     custom = _object(part.get("custom"))
     return ToolPart(
-        index=_integer(part.get("index")),
+        index=integer(part.get("index")),
         id=without_lone_surrogates(_text(part.get("id"))),
         function=_function(_object(part.get("function"))),
         custom=Custom(without_lone_surrogates(_text(custom.get("name"))), _json_text(custom.get("input"))),
@@ -122,7 +122,7 @@ def _whole(value: object) -> int | None:
             return None
 
 
-def _integer(value: object) -> int | None:
+def integer(value: object) -> int | None:
     """An index, also as "1"."""
     if isinstance(value, str) and value.isdecimal() and len(value) < 10:
         return int(value)

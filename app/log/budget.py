@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Final
 
-from app.events import Delta, Done, Event, Failed, Reasoning, Refusal, Start, ToolCall
+from app.events import Delta, Done, Event, Failed, Passed, Reasoning, Refusal, Start, ToolCall
 
 ENTRY_OVERHEAD_BYTES: Final = 220
 """What an entry is charged beside its text. Struct, string header and list slot take 150 (measured); the rest is what
@@ -12,10 +12,12 @@ the allocator holds back and what flooding connections take. With 150 a process 
 
 
 def size_of(event: Event) -> int:
-    """UTF-8 bytes of what the event carries."""
+    """UTF-8 bytes of what the event carries and of what it passes on."""
     match event:
         case Delta(content=text) | Reasoning(reasoning=text) | Refusal(refusal=text) | ToolCall(arguments=text):
             return len(text) if text.isascii() else len(text.encode())
+        case Passed(chunk=chunk, piece=piece):
+            return len(chunk) + (0 if piece is None else size_of(piece))
         case Start() | Done() | Failed():
             return 0
 

@@ -15,7 +15,7 @@ from array import array
 from collections.abc import Sequence
 from typing import Final
 
-from app.events import Done, Event, Failed, Piece, Start
+from app.events import Done, Entry, Event, Failed, Start
 from app.log import codec
 from app.log.budget import ENTRY_OVERHEAD_BYTES, Budget, size_of
 
@@ -36,7 +36,6 @@ class MemoryLog:
         self.closed: Done | Failed | None = None
         self.carrying = False
         self.live_from: int | None = None
-        self.text_bytes = 0
         self.readers: set[Reader] = set()
         self._budget = budget
         self._first = 0
@@ -52,10 +51,10 @@ class MemoryLog:
     def next_seq(self) -> int:
         return self._first + len(self._ends)
 
-    def append(self, pieces: Sequence[Piece]) -> None:
-        """Adds pieces of the answer; nothing once the log is closed."""
+    def append(self, entries: Sequence[Entry]) -> None:
+        """Adds to the answer; nothing once the log is closed."""
         if self.closed is None:
-            self._add(pieces)
+            self._add(entries)
 
     def mark_carrying(self) -> None:
         """Upstream has begun to answer: a reader that holds its status line back may let it go."""
@@ -145,9 +144,7 @@ class MemoryLog:
         end = self._ends[-1] if self._ends else self._forgotten_bytes
         before = end
         for event in events:
-            size = size_of(event)
-            self.text_bytes += size
-            end += size + ENTRY_OVERHEAD_BYTES
+            end += size_of(event) + ENTRY_OVERHEAD_BYTES
             self._ends.append(end)
         self._entries.extend(events)
         self._charge(end - before)

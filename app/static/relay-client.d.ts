@@ -52,6 +52,8 @@ export type RelayEvent =
     })
   | (Kept & { type: "error"; error: Problem })
   | { type: "ping"; content: ""; phase: "queued" | "connecting" | "waiting" | "streaming"; elapsed_s: Seconds }
+  /** Upstream said what this dialect has no word for; only in a stream that was begun in OpenAI's. */
+  | (Kept & { type: "chunk" })
   | { type: "live_only"; content: "" };
 
 export type StreamState =

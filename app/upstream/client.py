@@ -6,7 +6,8 @@ cut stream for a whole one. Its retries are off: they sleep in our process and k
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+import json
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from typing import Any, Final, cast
 
@@ -21,6 +22,9 @@ from app.upstream.transport import Body, Transport, on_sent
 
 FINISH_SECONDS: Final = 0.1
 """How long the end of a finished answer is waited for: a body read to its end lets its connection be used again."""
+
+MODELS_SECONDS: Final = 10.0
+MAX_MODELS_BYTES: Final = 8 * 1024 * 1024
 
 _TELLTALES: Final = ("Arch", "Async", "Lang", "OS", "Package-Version", "Runtime", "Runtime-Version", "Retry-Count")
 _HEADERS: Final[dict[str, str | Omit]] = {
@@ -78,16 +82,37 @@ class Upstream:
         self._asks_usage = False  # only now is it known that the field was at fault, and not the name of a model
         return answer
 
+    async def models(self) -> list[dict[str, Any]]:
+        """Upstream's own list of its models. Raises `RelayError` as `open` does."""
+        try:
+            async with asyncio.timeout(MODELS_SECONDS):
+                answer = await self._ask(lambda: self._get("/models"))
+                try:
+                    return _models(await _whole(answer))
+                finally:
+                    answer.close()
+        except TimeoutError:
+            raise RelayError("upstream_timeout", "upstream took too long to list its models") from None
+
     async def aclose(self) -> None:
         await self._client.close()
 
     async def _open(
         self, payload: dict[str, object], connect_s: float, sent: Callable[[], None], *, ask_usage: bool
     ) -> Answer:
-        usage: dict[str, object] = {"stream_options": {"include_usage": True}} if ask_usage else {}
+        body = payload | {"stream": True}
+        asked = body.pop("stream_options", None)
+        if ask_usage:
+            body["stream_options"] = (asked if isinstance(asked, dict) else {}) | {"include_usage": True}
         token = on_sent.set(sent)
         try:
-            response = await self._post(payload | {"stream": True} | usage, connect_s)
+            return await self._ask(lambda: self._post(body, connect_s))
+        finally:
+            on_sent.reset(token)
+
+    async def _ask(self, request: Callable[[], Awaitable[httpx2.Response]]) -> Answer:
+        try:
+            response = await request()
         except openai.APIStatusError as error:
             refused = error.response
             after = refused.headers.get("retry-after")
@@ -96,19 +121,45 @@ class Upstream:
             raise RelayError("upstream_timeout", "connecting to upstream took too long", phase="connect") from None
         except openai.APIConnectionError as error:
             raise _lost(error.__cause__) from None
-        finally:
-            on_sent.reset(token)
         return Answer(response, cast(Body, response.extensions["body"]))
 
-    async def _post(self, body: dict[str, object], connect_s: float, *, streamed: bool = True) -> httpx2.Response:
+    async def _post(self, body: dict[str, object], connect_s: float) -> httpx2.Response:
         response: Any = await self._client.post(
             "/chat/completions",
             cast_to=httpx2.Response,
             body=body,
             options={"headers": self._headers, "timeout": httpx2.Timeout(None, connect=connect_s)},
-            stream=streamed,
+            stream=True,
         )
         return cast(httpx2.Response, response)
+
+    async def _get(self, path: str) -> httpx2.Response:
+        response: Any = await self._client.get(
+            path,
+            cast_to=httpx2.Response,
+            options={"headers": self._headers | {"Accept": "application/json"}, "timeout": httpx2.Timeout(None)},
+            stream=True,
+        )
+        return cast(httpx2.Response, response)
+
+
+async def _whole(answer: Answer) -> bytes:
+    kept = bytearray()
+    while piece := await answer.read():
+        kept += piece
+        if len(kept) > MAX_MODELS_BYTES:
+            raise RelayError("upstream_protocol", "upstream sent a list of models that is too long")
+    return bytes(kept)
+
+
+def _models(body: bytes) -> list[dict[str, Any]]:
+    """OpenAI's list, or the bare array that some services send."""
+    try:
+        document: Any = json.loads(body)
+        models = document["data"] if isinstance(document, dict) else document
+        return [model for model in models if isinstance(model["id"], str)]
+    except (ValueError, LookupError, TypeError, RecursionError):
+        raise RelayError("upstream_protocol", "upstream sent no list of models") from None
 
 
 def _refuses_usage(error: RelayError) -> bool:

@@ -11,14 +11,11 @@ from json.encoder import encode_basestring_ascii as quote
 from typing import Final
 
 from app.errors import Problem
-from app.events import Delta, Done, Event, Failed, Reasoning, Refusal, Start, ToolCall, Usage
+from app.events import Delta, Done, Event, Failed, Passed, Reasoning, Refusal, Start, ToolCall, Usage
+from app.wire.dialect import MAX_WRITE_BYTES
 
-CONTENT_TYPE: Final = "text/event-stream; charset=utf-8"
 PROTOCOL: Final = 1
 RETRY_MS: Final = 2000
-MAX_WRITE_BYTES: Final = 64 * 1024
-"""The most one write holds; a write always takes at least one entry."""
-
 END: Final = b"data: [DONE]\n\n"
 LIVE_ONLY: Final = 'data: {"type":"live_only","content":""}\n\n'
 
@@ -31,10 +28,7 @@ class Shape:
         self._padding: Final = f',"padding":"{"0" * padding_bytes}"' if padding_bytes else ""
 
     def encode(self, first_seq: int, events: Sequence[Event], live_from: int | None) -> tuple[bytes, int]:
-        """The bytes of the first entries, and how many they are: as many as fit into one write.
-
-        From `live_from` on, the stream is live only: entries carry neither `seq` nor `id`.
-        """
+        """As every encoder; from `live_from` on entries carry neither `seq` nor `id`."""
         blocks: list[str] = []
         size = 0
         seq = first_seq
@@ -49,6 +43,13 @@ class Shape:
             seq += 1
         return "".join(blocks).encode("ascii"), len(blocks)
 
+    def ping(self, phase: str, elapsed_s: float) -> bytes:
+        """Says what the stream waits for."""
+        return f'data: {{"type":"ping","content":"","phase":"{phase}","elapsed_s":{elapsed_s:.1f}}}\n\n'.encode("ascii")
+
+    def end(self, _terminal: Done | Failed) -> bytes:
+        return END
+
     def _live(self, event: Event, seq: int, live_from: int) -> str:
         notice = LIVE_ONLY if seq == live_from else ""
         return f"{notice}data: {{{_body(event)}}}\n\n"
@@ -61,11 +62,6 @@ class Shape:
         if not self._id_line:
             return f'data: {{{_body(event)}{padding},"seq":{seq}}}\n\n'
         return f'data: {{{_body(event)}{padding},"seq":{seq}}}\n{self._id_line}{seq}\n{retry}\n'
-
-
-def ping(phase: str, elapsed_s: float) -> bytes:
-    """Says that the stream is alive and what it waits for."""
-    return f'data: {{"type":"ping","content":"","phase":"{phase}","elapsed_s":{elapsed_s:.1f}}}\n\n'.encode("ascii")
 
 
 def failure(problem: Problem) -> bytes:
@@ -92,6 +88,8 @@ def _body(event: Event) -> str:
             return f'"type":"refusal","content":"","refusal":{quote(text)}'
         case ToolCall():
             return f'"type":"tool_call","content":"","tool_call":{_tool_call(event)}'
+        case Passed(piece=piece):
+            return '"type":"chunk","content":""' if piece is None else _body(piece)
         case Start(id=stream_id, model=model, resumable=resumable):
             flag = "true" if resumable else "false"
             head = f'"type":"start","content":"","protocol":{PROTOCOL},"id":"{stream_id}"'

@@ -1,0 +1,41 @@
+"""The OpenAI dialect's endpoints, for every SDK that is told another base URL."""
+
+from fastapi import APIRouter
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+
+from app.api import callers, intake, opening
+from app.api.collected import CollectedResponse
+from app.api.opening import NO_STORE, parts
+from app.api.response import StreamResponse
+from app.request import openai as requests
+from app.wire.openai import Chunks
+
+router = APIRouter(prefix="/v1")
+
+
+@router.post("/chat/completions", summary="A chat completion as OpenAI has it, streamed or not")
+async def post_completion(request: Request) -> Response:
+    settings = parts(request).settings
+    visitor = callers.visitor(request)
+    intake.require_json(request)
+    try:
+        body = await intake.read_body(request, settings)
+    except ClientDisconnect:
+        return Response(status_code=499)  # nobody is there to read it
+    asked = requests.parse(body)
+    chat = requests.admit(asked, settings, intake.timeouts(request), intake.TIMEOUT_HEADERS, body_bytes=len(body))
+    opened = opening.begin(request, visitor, chat, body, chosen=None, waits=False)
+    kind = StreamResponse if asked.stream else CollectedResponse
+    return opening.stream(request, opened, Chunks(), hold_s=settings.hold_status_seconds, kind=kind)
+
+
+@router.get("/models", summary="The models that can be asked for")
+async def get_models(request: Request) -> Response:
+    models = await parts(request).catalogue.models()
+    return JSONResponse({"object": "list", "data": models}, headers=NO_STORE)
+
+
+@router.get("/models/{model:path}", summary="One of them")
+async def get_model(request: Request, model: str) -> Response:
+    return JSONResponse(await parts(request).catalogue.model(model), headers=NO_STORE)

@@ -1,0 +1,51 @@
+"""The models that can be asked for: upstream's own list, asked for at most once in a while."""
+
+import asyncio
+from typing import Any, Final, Protocol
+
+from app.errors import RelayError
+
+KEPT_SECONDS: Final = 60.0
+NO_LIST: Final = {404, 405, 501}
+"""What services answer that have no list of their models."""
+
+Model = dict[str, Any]
+
+
+class Lister(Protocol):
+    """An upstream that may know its models."""
+
+    async def models(self) -> list[Model]: ...
+
+
+class Catalogue:
+    """OpenAI's model objects, as upstream describes them."""
+
+    def __init__(self, upstream: Lister, default_model: str | None) -> None:
+        self._upstream = upstream
+        self._default_model = default_model
+        self._models: list[Model] = []
+        self._fresh_until = 0.0
+
+    async def models(self) -> list[Model]:
+        """Raises `RelayError` where upstream cannot be asked; one without a list serves the default model."""
+        now = asyncio.get_running_loop().time()
+        if now >= self._fresh_until:
+            self._models = await self._asked()
+            self._fresh_until = now + KEPT_SECONDS
+        return self._models
+
+    async def model(self, name: str) -> Model:
+        """Raises `not_found` and what `models` raises."""
+        for model in await self.models():
+            if model["id"] == name:
+                return model
+        raise RelayError("not_found", f"there is no model `{name[:128]}`", param="model", phase="admission")
+
+    async def _asked(self) -> list[Model]:
+        try:
+            return await self._upstream.models()
+        except RelayError as error:
+            if error.problem.upstream_status not in NO_LIST or self._default_model is None:
+                raise
+            return [{"id": self._default_model, "object": "model", "created": 0, "owned_by": "upstream"}]

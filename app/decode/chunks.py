@@ -1,0 +1,147 @@
+"""Upstream's own chunks, kept beside what they mean, for the dialect that passes them on (contract §5).
+
+A chunk goes on as the bytes that came: unknown fields, several choices, logprobs, audio, obfuscation. It is written
+anew only where a client of OpenAI's could not read it: no strict JSON, more than one line, half a character, content as
+a list of parts, arguments as an object, tool calls that are numbered twice or not at all, a choice without a delta.
+
+An error is never passed on as it came: how the answer ends, its terminal event says. Chunks before the first that
+carries something are held back until it comes: an attempt that fails before it may be repeated, and leaves no trace.
+"""
+
+import json
+import math
+from collections.abc import Sequence
+
+from app.decode import tolerant
+from app.decode.fields import Chunk
+from app.decode.text import without_lone_surrogates
+from app.events import Delta, Passed, Piece, Reasoning, Refusal, ToolCall
+
+Object = dict[str, object]
+
+
+class Chunks:
+    """`usage`: whether the client asked for the chunk that holds nothing but usage."""
+
+    def __init__(self, *, usage: bool) -> None:
+        self._usage = usage
+        self._held_back: list[Passed] = []
+        self._last = b"{}"
+
+    def receive(self, payload: bytes, chunk: Chunk, pieces: Sequence[Piece], *, as_is: bool) -> list[Passed]:
+        """The entries of one chunk; `as_is` when its JSON is strict and its pieces hold all that it says."""
+        if not self._is_wanted(chunk):
+            return self.made_up(pieces)
+        if not as_is or b"\n" in payload or not _is_readable(chunk, pieces):
+            document = tolerant.read(payload)
+            payload = _written(document, pieces) if isinstance(document, dict) else payload
+        return self._entries(payload, pieces)
+
+    def receive_completion(self, body: bytes, pieces: Sequence[Piece]) -> list[Passed]:
+        """A whole completion, not streamed, as the one chunk that says it all."""
+        document = tolerant.read(body)
+        if not isinstance(document, dict):
+            return []
+        if not self._usage:
+            document.pop("usage", None)
+        for choice in _choices(document):
+            message = choice.pop("message", None)
+            choice["delta"] = message if isinstance(message, dict) else {}
+        return self._entries(_written(document | {"object": "chat.completion.chunk"}, pieces), pieces)
+
+    def made_up(self, pieces: Sequence[Piece]) -> list[Passed]:
+        """Pieces that came in a chunk which cannot be passed on, in one that looks like its neighbours."""
+        if not pieces:
+            return []
+        last = tolerant.read(self._last)
+        known = last if isinstance(last, dict) else {}
+        kept = {name: known[name] for name in ("id", "created", "model") if name in known}
+        choice: Object = {"index": 0, "delta": {}, "finish_reason": None}
+        return self._entries(_written(kept | {"object": "chat.completion.chunk", "choices": [choice]}, pieces), pieces)
+
+    def release(self, entries: Sequence[Passed], *, carrying: bool) -> list[Passed]:
+        """What may go on: everything as soon as something was carried, and nothing before."""
+        self._held_back += entries
+        if not carrying:
+            return []
+        released, self._held_back = self._held_back, []
+        return released
+
+    def _is_wanted(self, chunk: Chunk) -> bool:
+        if chunk.error is not None or any(choice is not None and choice.error for choice in chunk.choices or ()):
+            return False
+        if chunk.usage is not None and not chunk.choices:
+            return self._usage
+        return chunk.choices is not None
+
+    def _entries(self, payload: bytes, pieces: Sequence[Piece]) -> list[Passed]:
+        self._last = payload
+        if not pieces:
+            return [Passed(payload, None)]
+        first, *more = pieces
+        return [Passed(payload, first), *(Passed(b"", piece) for piece in more)]
+
+
+def _is_readable(chunk: Chunk, pieces: Sequence[Piece]) -> bool:
+    """Whether a client of OpenAI's finds choices, each with a delta, and the number of every tool call."""
+    if chunk.choices is None:
+        return False
+    for choice in chunk.choices:
+        if choice is None or choice.delta is None or choice.index is None:
+            return False
+        if choice.delta.tool_calls and not choice.index:
+            told = {part.index for part in choice.delta.tool_calls if part is not None}
+            return None not in told and {piece.index for piece in pieces if isinstance(piece, ToolCall)} <= told
+    return True
+
+
+def _written(document: Object, pieces: Sequence[Piece]) -> bytes:
+    """The chunk anew; its first choice says what the pieces say, everything else what it said."""
+    choices = _choices(document)
+    for choice in choices:
+        delta = choice.get("delta")
+        said: Object = delta if isinstance(delta, dict) else {}
+        choice["index"] = tolerant.integer(choice.get("index")) or 0
+        choice["delta"] = said if choice["index"] else _said(said, pieces)
+    written = json.dumps(_sendable(document | {"choices": choices}), ensure_ascii=False, separators=(",", ":"))
+    return written.encode()
+
+
+def _said(delta: Object, pieces: Sequence[Piece]) -> Object:
+    content = "".join(piece.content for piece in pieces if isinstance(piece, Delta))
+    thought = "".join(piece.reasoning for piece in pieces if isinstance(piece, Reasoning))
+    refusal = "".join(piece.refusal for piece in pieces if isinstance(piece, Refusal))
+    named = next((name for name in ("reasoning_content", "reasoning") if name in delta), "reasoning_content")
+    said: Object = dict(delta)
+    for name, text in (("content", content), (named, thought), ("refusal", refusal)):
+        if text or delta.get(name):
+            said[name] = text
+    if calls := [piece for piece in pieces if isinstance(piece, ToolCall)]:
+        said["tool_calls"] = [_tool_call(call) for call in calls]
+    return said
+
+
+def _tool_call(call: ToolCall) -> Object:
+    known: Object = {} if call.id is None else {"id": call.id, "type": "function"}
+    named: Object = {} if call.name is None else {"name": call.name}
+    return {"index": call.index} | known | {"function": named | {"arguments": call.arguments}}
+
+
+def _choices(document: Object) -> list[Object]:
+    choices = document.get("choices")
+    return [choice for choice in choices if isinstance(choice, dict)] if isinstance(choices, list) else []
+
+
+def _sendable(value: object) -> object:
+    """Strict JSON has neither NaN nor half a surrogate pair."""
+    match value:
+        case str():
+            return without_lone_surrogates(value)
+        case float() if not math.isfinite(value):
+            return None
+        case dict():
+            return {without_lone_surrogates(name): _sendable(item) for name, item in value.items()}
+        case list():
+            return [_sendable(item) for item in value]
+        case _:
+            return value

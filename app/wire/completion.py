@@ -1,0 +1,116 @@
+"""Chunks → the one completion that they add up to, for a client of the OpenAI dialect that asked for no stream.
+
+What a chunk says is added to what was said: text to text, list to list, entries with an `index` to the one of that
+index; of anything else the last word counts. So fields that nobody told us of arrive too.
+"""
+
+import json
+from collections.abc import Sequence
+from typing import Any, Final
+
+from app.errors import RelayError
+from app.events import Event, Passed, Usage
+
+Object = dict[str, Any]
+
+SAID_ONCE: Final = {"id", "type", "role", "name", "format", "signature"}
+"""Text that some upstreams repeat with every chunk."""
+
+
+class Text:
+    """A text that grows: joined once, since adding to a string copies it."""
+
+    def __init__(self, *parts: str) -> None:
+        self.parts: Final = list(parts)
+
+
+class Completion:
+    """`receive` entries as they come, then ask for the `document`."""
+
+    def __init__(self) -> None:
+        self._head: Object = {}
+        self._choices: dict[int, Object] = {}
+        self._usage: object = None
+
+    def receive(self, events: Sequence[Event]) -> None:
+        """Raises `RelayError` (`upstream_protocol`) for a chunk that is nested too deeply to be one."""
+        try:
+            for event in events:
+                if isinstance(event, Passed) and event.chunk:
+                    self._add(json.loads(event.chunk))
+        except RecursionError:
+            raise RelayError("upstream_protocol", "upstream sent a chunk that is nested too deeply") from None
+
+    def document(self, usage: Usage) -> bytes:
+        """`usage` is what the relay knows, for an upstream that reported none in OpenAI's way."""
+        counted = {
+            "prompt_tokens": usage.prompt_tokens,
+            "completion_tokens": usage.completion_tokens,
+            "total_tokens": usage.total_tokens,
+            "source": usage.source,
+        }
+        choices = [_choice(self._choices[index]) for index in sorted(self._choices)]
+        whole = self._head | {"object": "chat.completion", "choices": choices, "usage": self._usage or counted}
+        return json.dumps(whole, ensure_ascii=False, separators=(",", ":")).encode()
+
+    def _add(self, chunk: Object) -> None:
+        self._usage = chunk.pop("usage", None) or self._usage
+        chunk.pop("obfuscation", None)
+        for choice in chunk.pop("choices", None) or ():
+            self._choices[choice["index"]] = _grown(self._choices.get(choice["index"]), choice, "")
+        self._head = {name: value for name, value in chunk.items() if value is not None} | self._head
+
+
+def _grown(old: Any, new: Any, name: str) -> Any:
+    match old, new:
+        case None, str() if name not in SAID_ONCE and name != "finish_reason":
+            return Text(new)
+        case None, dict():
+            return {key: _grown(None, value, key) for key, value in new.items()}
+        case None, list():
+            return _extended([], new)
+        case None, _:
+            return new
+        case _, None:
+            return old
+        case Text(), str():
+            old.parts.append(new)
+        case dict(), dict():
+            old |= {key: _grown(old.get(key), value, key) for key, value in new.items()}
+        case list(), list():
+            _extended(old, new)
+        case _:
+            return (old or new) if name in SAID_ONCE else new
+    return old
+
+
+def _extended(items: list[Any], new: list[Any]) -> list[Any]:
+    places = {item["index"]: at for at, item in enumerate(items) if isinstance(item, dict) and "index" in item}
+    for item in new:
+        index = item.get("index") if isinstance(item, dict) else None
+        if index is not None and index in places:
+            items[places[index]] = _grown(items[places[index]], item, "")
+        else:
+            places |= {} if index is None else {index: len(items)}
+            items.append(_grown(None, item, ""))
+    return items
+
+
+def _choice(grown: Object) -> Object:
+    choice: Object = _joined(grown)
+    message = {"role": "assistant", "content": None} | (choice.pop("delta", None) or {})
+    for call in message.get("tool_calls") or ():
+        call.pop("index", None)
+    return {"index": choice.pop("index"), "message": message, "finish_reason": None} | choice
+
+
+def _joined(value: Any) -> Any:
+    match value:
+        case Text():
+            return "".join(value.parts)
+        case dict():
+            return {name: _joined(item) for name, item in value.items()}
+        case list():
+            return [_joined(item) for item in value]
+        case _:
+            return value

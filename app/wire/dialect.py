@@ -1,0 +1,42 @@
+"""What every dialect is: a module of this package whose encoder turns the entries of a log into a client's bytes."""
+
+from collections.abc import Callable, Sequence
+from typing import Final, Protocol
+
+from app.events import Done, Event, Failed
+
+CONTENT_TYPE: Final = "text/event-stream; charset=utf-8"
+
+MAX_WRITE_BYTES: Final = 64 * 1024
+"""About the most that one write holds: at least one entry."""
+
+
+class Encoder(Protocol):
+    """How one reader wants its stream. Pure: the same entries give the same bytes, in one batch or one by one."""
+
+    def encode(self, first_seq: int, events: Sequence[Event], live_from: int | None) -> tuple[bytes, int]:
+        """The bytes of the first entries, and how many they are: as many as fit into one write.
+
+        Entries come in order and without gaps. From `live_from` on, the stream cannot be resumed.
+        """
+
+    def ping(self, phase: str, elapsed_s: float) -> bytes:
+        """Says that the stream is alive."""
+
+    def end(self, terminal: Done | Failed) -> bytes:
+        """What follows the terminal entry."""
+
+
+def batch(events: Sequence[Event], block: Callable[[Event], bytes]) -> tuple[bytes, int]:
+    """The blocks of the first entries, up to the one with which a write is full, and how many entries they are of.
+
+    No entry is asked for twice, so `block` may keep a state.
+    """
+    blocks: list[bytes] = []
+    size = 0
+    for event in events:
+        blocks.append(block(event))
+        size += len(blocks[-1])
+        if size >= MAX_WRITE_BYTES:
+            break
+    return b"".join(blocks), len(blocks)

@@ -1,0 +1,59 @@
+"""The OpenAI dialect: upstream's own chunks, `data:` lines and nothing else (no `id:`, `retry:`, `event:`).
+
+A failure is `data: {"error": …}` and the end. Never `[DONE]` after it, and never a silent end: OpenAI's clients take
+both for success.
+"""
+
+import json
+from collections.abc import Sequence
+from typing import Final
+
+from app.errors import Problem, RelayError
+from app.events import Done, Event, Failed, Passed
+from app.wire.dialect import batch
+
+END: Final = b"data: [DONE]\n\n"
+PING: Final = b": ping\n"
+"""Without a blank line, which would end an event that has no data: openai-python and openai-go stumble over one."""
+
+
+class Chunks:
+    """The stream of one reader, from its beginning."""
+
+    def encode(self, _first_seq: int, events: Sequence[Event], _live_from: int | None) -> tuple[bytes, int]:
+        return batch(events, _block)
+
+    def ping(self, _phase: str, _elapsed_s: float) -> bytes:
+        return PING
+
+    def end(self, terminal: Done | Failed) -> bytes:
+        return b"" if failure(terminal) else END
+
+
+def failure(terminal: Done | Failed) -> Problem | None:
+    """Why there is no whole answer: this dialect has no word for one that was cancelled but an error."""
+    match terminal:
+        case Failed(error=problem):
+            return problem
+        case Done(finish_reason="cancelled"):
+            return CANCELLED
+        case Done():
+            return None
+
+
+CANCELLED: Final = RelayError("cancelled", "the generation was cancelled", phase="relay").problem
+
+
+def _block(event: Event) -> bytes:
+    match event:
+        case Passed(chunk=chunk):
+            return b"data: " + chunk + b"\n\n" if chunk else b""
+        case Done() | Failed():
+            problem = failure(event)
+            return b"data: " + _error(problem) + b"\n\n" if problem else b""
+        case _:
+            return b""
+
+
+def _error(problem: Problem) -> bytes:
+    return json.dumps({"error": problem.as_json()}, separators=(",", ":")).encode("ascii")
