@@ -30,6 +30,8 @@ class Chunks:
 
     def receive(self, payload: bytes, chunk: Chunk, pieces: Sequence[Piece], *, as_is: bool) -> list[Passed]:
         """The entries of one chunk; `as_is` when its JSON is strict and its pieces hold all that it says."""
+        if as_is and _is_plain(chunk) and b"\n" not in payload:
+            return self._entries(payload, pieces)
         if not self._is_wanted(chunk):
             return self.made_up(pieces)
         if not as_is or b"\n" in payload or not _is_readable(chunk, pieces):
@@ -80,6 +82,16 @@ class Chunks:
             return [Passed(payload, None)]
         first, *more = pieces
         return [Passed(payload, first), *(Passed(b"", piece) for piece in more)]
+
+
+def _is_plain(chunk: Chunk) -> bool:
+    """Whether this is what nearly all chunks are: one choice, with text."""
+    if chunk.error is not None or chunk.choices is None or len(chunk.choices) != 1:
+        return False
+    choice = chunk.choices[0]
+    if choice is None or choice.index != 0 or choice.error is not None:
+        return False
+    return choice.delta is not None and choice.delta.tool_calls is None
 
 
 def _is_readable(chunk: Chunk, pieces: Sequence[Piece]) -> bool:

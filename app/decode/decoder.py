@@ -179,12 +179,14 @@ class Decoder:
             return
         if chunk is None:
             return
-        joining = self._answer.joining
-        self._answer.receive(chunk)
-        if self._chunks is not None:
-            self._pass_on(self._chunks, payload, chunk, as_is=strict and not joining)
+        if self._chunks is None:
+            self._answer.receive(chunk)
+        else:
+            self._pass_on(self._chunks, payload, chunk, strict=strict)
 
-    def _pass_on(self, chunks: Chunks, payload: bytes, chunk: Chunk, *, as_is: bool) -> None:
+    def _pass_on(self, chunks: Chunks, payload: bytes, chunk: Chunk, *, strict: bool) -> None:
+        as_is = strict and not self._answer.joining
+        self._answer.receive(chunk)
         pieces = self._answer.take()
         if not pieces:
             self._answer.spend(len(payload))
