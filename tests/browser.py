@@ -16,6 +16,7 @@ from tests.upstream import Upstream
 
 AXE: Final = Path(__file__).parent / "page" / "node_modules" / "axe-core" / "axe.min.js"
 DEADLINE_MILLISECONDS: Final = 5000
+MAX_MARK_BYTES: Final = 256
 LOST: Final = "Failed to load resource"
 """What Chromium itself says of a connection that was cut and of every status from 400 on."""
 
@@ -33,12 +34,18 @@ async def launched() -> AsyncIterator[Browser]:
 
 
 class Wire:
-    """A TCP proxy: `cut` ends every connection without a word; while it is `down`, new ones end at once."""
+    """A TCP proxy: `cut` ends every connection without a word; while it is `down`, new ones end at once.
+
+    `cut_behind` lists byte strings: the connection that brings the first of them to the client ends right behind it.
+    With `piece_bytes` the client gets everything in pieces of that size.
+    """
 
     def __init__(self, port: int) -> None:
         self._to = port
         self._writers: set[asyncio.StreamWriter] = set()
         self.down = False
+        self.cut_behind: list[bytes] = []
+        self.piece_bytes = 65536
 
     async def open(self) -> None:
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
@@ -60,7 +67,7 @@ class Wire:
             return
         there, back = await asyncio.open_connection("127.0.0.1", self._to)
         self._writers |= {writer, back}
-        await asyncio.gather(self._pass(reader, back), self._pass(there, writer))
+        await asyncio.gather(self._pass(reader, back), self._pass_down(there, writer))
         self._writers -= {writer, back}
 
     async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -69,6 +76,29 @@ class Wire:
                 writer.write(data)
                 await writer.drain()
         writer.close()
+
+    async def _pass_down(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        before, cut = b"", False
+        with contextlib.suppress(ConnectionError):
+            while not cut and (data := await reader.read(self.piece_bytes)):
+                passed, cut = self._up_to_cut(before, data)
+                before = (before + passed)[-MAX_MARK_BYTES:]
+                writer.write(passed)
+                await writer.drain()
+                await asyncio.sleep(0)  # a piece leaves as it is, and is not joined to the next one
+        writer.close()
+
+    def _up_to_cut(self, before: bytes, data: bytes) -> tuple[bytes, bool]:
+        """What of `data` may still pass, and whether the connection is to be cut behind it."""
+        if not self.cut_behind:
+            return data, False
+        mark = self.cut_behind[0]
+        tail = before[max(0, len(before) - len(mark) + 1) :]  # the mark may have begun in what came before
+        place = (tail + data).find(mark)
+        if place < 0:
+            return data, False
+        self.cut_behind.pop(0)
+        return data[: place + len(mark) - len(tail)], True
 
 
 class Table(msgspec.Struct):

@@ -1,7 +1,6 @@
 """The browser recipes of docs/clients, run word for word in a browser."""
 
 import asyncio
-import re
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Final
@@ -11,9 +10,9 @@ from playwright.async_api import Browser, Page, Route, expect
 
 from app.api.page import FOLDER, MEDIA_TYPES
 from tests.browser import launched, seated
+from tests.recipes import ROOT, blocks
 from tests.upstream import answer, chunk, finish, hang, head, wait
 
-ROOT: Final = Path(__file__).parents[1]
 MODULES: Final = ROOT / "tests" / "page" / "node_modules"
 
 REACT_PAGE: Final = """<!doctype html><div id="root"></div>
@@ -40,11 +39,6 @@ createRoot(document.getElementById("root")).render(make(Ask));
 async def chromium() -> AsyncIterator[Browser]:
     async with launched() as browser:
         yield browser
-
-
-def blocks(page: str, language: str) -> list[str]:
-    """The code blocks of a page of docs/clients, in a language."""
-    return re.findall(rf"^```{language}\n(.*?)^```$", (ROOT / "docs" / "clients" / page).read_text(), re.M | re.S)
 
 
 def as_module(package: str, file: str, required: Mapping[str, str], exported: str) -> str:
