@@ -1,7 +1,7 @@
 """The OpenAI dialect's endpoints, for every SDK that is told another base URL."""
 
 from fastapi import APIRouter
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from app.api import callers, intake, opening
@@ -19,10 +19,7 @@ async def post_completion(request: Request) -> Response:
     settings = parts(request).settings
     visitor = callers.visitor(request)
     intake.require_json(request)
-    try:
-        body = await intake.read_body(request, settings)
-    except ClientDisconnect:
-        return Response(status_code=499)  # nobody is there to read it
+    body = await intake.read_body(request, settings)
     asked = requests.parse(body)
     chat = requests.admit(asked, settings, intake.timeouts(request), intake.TIMEOUT_HEADERS, body_bytes=len(body))
     opened = opening.begin(request, visitor, chat, body, chosen=None, waits=False)

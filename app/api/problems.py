@@ -53,13 +53,19 @@ async def relay_error(request: Request, error: Exception) -> Response:
     return made
 
 
+async def departed(_request: Request, _error: Exception) -> Response:
+    """The client left while its request was being read: nobody is there to read an answer (nginx's own status)."""
+    return Response(status_code=499)
+
+
 async def http_error(routers: Iterable[APIRouter], request: Request, error: Exception) -> Response:
     """The framework's own refusals (no such path, wrong method) in the contract's shape."""
     refused = cast(HTTPException, error)
     headers = dict(refused.headers or {})
     match refused.status_code:
         case 404:
-            problem = RelayError("not_found", "no such path", phase="admission").problem
+            known = "; of /v1 there are /chat/completions and /models" if request.url.path.startswith("/v1/") else ""
+            problem = RelayError("not_found", f"no such path{known}", phase="admission").problem
         case 405:
             routes = [*request.app.routes, *(route for router in routers for route in router.routes)]
             headers["allow"] = ", ".join(_methods(routes, request.scope))

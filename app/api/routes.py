@@ -4,7 +4,7 @@ from typing import Final
 
 import msgspec
 from fastapi import APIRouter
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from app.api import callers, intake, opening, problems
@@ -28,10 +28,7 @@ async def post_stream(request: Request) -> Response:
     if cursor := intake.last_event_id(request):
         generation = app.streams.find(cursor.stream_id, visitor.caller)
         return _response(request, opening.attach(request, generation, cursor.seq))
-    try:
-        body = await intake.read_body(request, app.settings)
-    except ClientDisconnect:
-        return Response(status_code=499)  # nobody is there to read it
+    body = await intake.read_body(request, app.settings)
     return _begin(request, visitor, requests.parse(body), body, hold_s=app.settings.hold_status_seconds)
 
 
