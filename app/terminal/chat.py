@@ -7,7 +7,7 @@ import signal
 import sys
 from typing import Final
 
-from app.client import AnswerStream, Conversation, RelayClient, RelayProblem
+from app.client import AsyncAnswerStream, AsyncRelayClient, AsyncStreamingChat, RelayProblem
 from app.terminal.screen import Screen, Typewriter, advice, complain, note
 
 SUCCESS: Final = 0
@@ -21,8 +21,7 @@ STOP_SECONDS: Final = 2.0
 class Answer:
     """One answer on the screen, and what Ctrl-C does to it."""
 
-    def __init__(self, stream: AnswerStream, screen: Screen, url: str) -> None:
-        self.text = ""
+    def __init__(self, stream: AsyncAnswerStream, screen: Screen, url: str) -> None:
         self.interrupts = 0
         self.problem: RelayProblem | None = None
         self._stream: Final = stream
@@ -71,7 +70,6 @@ class Answer:
     async def _show(self) -> int:
         async with self._stream:
             async for event in self._stream:
-                self.text += event.content
                 self._screen.show(event)
                 if event.type == "done":
                     self._screen.finish(event)
@@ -80,7 +78,7 @@ class Answer:
     async def _stopped(self) -> None:
         """The relay's word that it stops need not be waited for long, and cannot be answered if it does not come."""
         if self._stopping:
-            with contextlib.suppress(RelayProblem, TimeoutError):
+            with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stopping, STOP_SECONDS)
 
 
@@ -89,50 +87,56 @@ class Chat:
 
     def __init__(self, url: str, *, model: str | None = None, system: str | None = None) -> None:
         self._url: Final = url
-        self._model: Final = model
-        self._conversation: Final = Conversation(system)
+        self._relay: Final = AsyncRelayClient(url)
+        self._chat: Final = AsyncStreamingChat(self._relay, system=system, model=model)
         self._quit = False
 
     async def ask(self, prompt: str, screen: Screen) -> int:
-        """One turn; returns the exit code. What was answered, also up to a stop, is part of the next turn."""
-        async with RelayClient(self._url) as relay:
-            messages = self._conversation.asking(prompt)
-            answer = Answer(relay.stream(messages, model=self._model), screen, self._url)
-            code = await answer.run()
-        self._quit = answer.interrupts > 1
-        if answer.text and code in (SUCCESS, INTERRUPTED):
-            self._conversation.keep(prompt, answer.text)
-        return code
+        """One question and no other; returns the exit code."""
+        async with self._relay:
+            return await self._turn(prompt, screen)
 
     def converse(self) -> int:
         """Turns until `/quit`, Ctrl-D or Ctrl-C at the prompt; returns the exit code."""
         with contextlib.suppress(ImportError):
             import readline  # noqa: F401  # its import gives input() a history and line editing
         with asyncio.Runner() as runner:
-            if not runner.run(self._is_there()):
-                return NO_RELAY
-            note(f"{self._url} · /clear forgets the turns, /quit or Ctrl-D leaves, Ctrl-C stops an answer")
-            while not self._quit and (prompt := _read_prompt()) is not None:
-                match prompt.strip():
-                    case "":
-                        pass
-                    case "/quit":
-                        return SUCCESS
-                    case "/clear":
-                        self._conversation.clear()
-                        note("cleared")
-                    case text:
-                        runner.run(self.ask(text, Typewriter()))
+            try:
+                return self._turns(runner)
+            finally:
+                runner.run(self._relay.close())
+
+    def _turns(self, runner: asyncio.Runner) -> int:
+        if not runner.run(self._is_there()):
+            return NO_RELAY
+        note(f"{self._url} · /clear forgets the turns, /quit or Ctrl-D leaves, Ctrl-C stops an answer")
+        while not self._quit and (prompt := _read_prompt()) is not None:
+            match prompt.strip():
+                case "":
+                    pass
+                case "/quit":
+                    return SUCCESS
+                case "/clear":
+                    self._chat.clear()
+                    note("cleared")
+                case text:
+                    runner.run(self._turn(text, Typewriter()))
         return INTERRUPTED if self._quit else SUCCESS
+
+    async def _turn(self, prompt: str, screen: Screen) -> int:
+        """Returns the exit code. What was answered, also up to a stop, is part of the next turn."""
+        answer = Answer(self._chat.stream(prompt), screen, self._url)
+        code = await answer.run()
+        self._quit = answer.interrupts > 1
+        return code
 
     async def _is_there(self) -> bool:
         """Asked before the first prompt: nobody should write a long question to nothing."""
-        async with RelayClient(self._url) as relay:
-            try:
-                await relay.check()
-            except RelayProblem as problem:
-                complain(advice(problem, self._url))
-                return False
+        try:
+            await self._relay.check()
+        except RelayProblem as problem:
+            complain(advice(problem, self._url))
+            return False
         return True
 
 

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Final
 
-from app.client import RelayClient
+from app.client import AsyncRelayClient
 from app.demo.server import DemoServer
 from app.server import serve
 from app.settings import Settings
@@ -48,7 +48,7 @@ class Demonstration:
 
     async def _show(self, url: str) -> None:
         note(f"> {self._message}")
-        async with RelayClient(url) as relay:
+        async with AsyncRelayClient(url) as relay:
             answer = Answer(relay.stream(self._message), Typewriter(), url)
             self.code = await answer.read()
         if self._once:
