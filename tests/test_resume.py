@@ -83,6 +83,10 @@ async def test_a_finished_stream_reads_the_same_from_every_cursor(sse_ids: str) 
     assert len(upstream.requests) == 1
 
 
+def without_pings(stream: bytes) -> bytes:
+    return b"".join(block + b"\n\n" for block in stream.split(b"\n\n")[:-1] if b'"type":"ping"' not in block)
+
+
 async def test_a_running_stream_reads_the_same_from_every_cursor() -> None:
     more = asyncio.Event()
     async with (
@@ -101,7 +105,7 @@ async def test_a_running_stream_reads_the_same_from_every_cursor() -> None:
         others = [await client.request("GET", f"{path}?after={at - 2}") for at, client in enumerate(clients[1:], 1)]
         more.set()
         whole = read + b"".join([piece async for piece in pieces])
-        assert [await other.read() for other in others] == suffixes(whole)[:7]
+        assert [without_pings(await other.read()) for other in others] == suffixes(whole)[:7]
     assert len(upstream.requests) == 1
 
 
@@ -151,8 +155,11 @@ async def test_a_client_that_comes_back_never_generates(method: str, path: str) 
         headers = cursor(response.headers["x-stream-id"], 1) | SAME_ORIGIN
         again = await back.request(method, path, chat() if method == "POST" else None, headers)
         assert again.headers["x-stream-id"] == response.headers["x-stream-id"]
+        again_blocks = again.blocks()
+        # A head alone would not pass nginx over HTTP/2: with nothing else to say there is a ping.
+        assert event_of(await anext(again_blocks))["type"] == "ping"
         more.set()
-        assert [event["type"] for event in await again.events()] == ["delta", "done", "[DONE]"]
+        assert [event_of(block)["type"] async for block in again_blocks] == ["delta", "done", "[DONE]"]
     assert len(upstream.requests) == 1
 
 

@@ -9,6 +9,7 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
+from app.api import callers
 from app.errors import RelayError
 
 FOLDER: Final = Path(__file__).parents[1] / "static"
@@ -78,7 +79,11 @@ _FILES: Final = {name: read(name) for name in (PAGE, *FILES)}
 
 @router.api_route("/", methods=["GET", "HEAD"])
 async def page(request: Request) -> Response:
-    return _answer(request, PAGE)
+    """Makes the browser's subject known: streams that a page begins at once would each be given another cookie."""
+    response = _answer(request, PAGE)
+    if cookie := callers.visitor(request).set_cookie:
+        response.headers["set-cookie"] = cookie
+    return response
 
 
 @router.api_route("/static/{name:path}", methods=["GET", "HEAD"])

@@ -136,6 +136,7 @@ class StreamResponse(EventSourceResponse):
         self._look()
         await self._send(send, {"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         self._known = True
+        self._ping_due = True  # with nothing to say a head alone would stay in nginx's TLS buffer over HTTP/2
         reader, log = self._reader, self._reader.log
         while self.active:
             if self._too_old:

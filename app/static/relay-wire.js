@@ -1,6 +1,7 @@
 /** What relay-client.js says and hears: requests, bytes to events, refusals to errors. It remembers nothing. */
 
 const MAX_LINE_CHARACTERS = 1024 * 1024; // the relay's lines stay under 64 KiB: whatever sends this is no relay
+const STOP_SECONDS = 1;
 const MAX_REFUSAL_CHARACTERS = 64 * 1024;
 
 /**
@@ -46,13 +47,21 @@ export class Wire {
     return this.#open(`/chat/stream/${id}?after=${after}`, { signal });
   }
 
-  /** Whether the relay has taken the order to stop. */
+  /**
+   * Whether the relay has taken the order to stop, in time. Over HTTP/1.1 the order may wait behind six open streams:
+   * the answer is then false, and the order goes through as soon as one of them is closed.
+   */
   async stop(id) {
+    const url = `${this.#base}/chat/stream/${id}`;
+    const order = this.#fetch(url, { method: "DELETE", headers: this.#headers });
+    let timer;
+    const late = new Promise((resolve) => (timer = setTimeout(resolve, STOP_SECONDS * 1000, { ok: false })));
     try {
-      const url = `${this.#base}/chat/stream/${id}`;
-      return (await this.#fetch(url, { method: "DELETE", headers: this.#headers })).ok;
+      return (await Promise.race([order, late])).ok;
     } catch {
       return false;
+    } finally {
+      clearTimeout(timer);
     }
   }
 
