@@ -4,6 +4,7 @@ import asyncio
 import json
 import re
 import shutil
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -59,6 +60,11 @@ async def test_the_reader_in_the_readme_reads_an_answer(relay: Relay) -> None:
     assert json.loads(text).startswith("You said: “hi”")
 
 
+async def test_the_sdk_in_the_readme_streams(relay: Relay) -> None:
+    code = block_with("OpenAI(base_url", "python").replace(":8000", f":{relay.port}")
+    assert (await run(sys.executable, "-c", code)).startswith("You said: “hi”")
+
+
 async def test_the_commands_of_the_second_block_come_back_and_stop(relay: Relay) -> None:
     first, resume, result, stop = re.findall(
         r"^\$ (.*?)(?:\s+#.*)?$", _joined_lines("Last-Event-ID: s_76f0"), re.MULTILINE
@@ -74,10 +80,32 @@ async def test_the_commands_of_the_second_block_come_back_and_stop(relay: Relay)
 
 
 def test_every_link_leads_somewhere() -> None:
-    for page in ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "docs/protocol.md", "docs/benchmarks.md"):
-        text = (ROOT / page).read_text(encoding="utf-8")
+    for page in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]:
+        text = page.read_text(encoding="utf-8")
         for target in re.findall(r"\]\((?!https?://|#)([^)#]+)", text):
-            assert ((ROOT / page).parent / target).exists(), f"{page} links to {target}"
+            assert (page.parent / target).exists(), f"{page} links to {target}"
+
+
+COMMENT = re.compile(r"\s+#.*$", re.MULTILINE)
+
+
+def skeleton(readme: str) -> dict[str, object]:
+    """What does not change with the language."""
+    prose = re.sub(r"^```.*?^```$", "", readme, flags=re.DOTALL | re.MULTILINE)
+    return {
+        "headings": [len(marks) for marks in re.findall(r"^(#+) ", prose, re.MULTILINE)],
+        "code": [COMMENT.sub("", code) for code in re.findall(r"^```.*?^```$", readme, re.DOTALL | re.MULTILINE)],
+        "links": sorted(set(re.findall(r"\]\(([^)]+)\)", prose)) - {"README.md", "README.zh-CN.md"}),
+        "names": sorted(set(re.findall(r"`([A-Z][A-Z_]+[A-Z])`", prose))),
+        "settings": re.findall(r"^\| (`[A-Z_]+`) \| (.*?) \|", prose, re.MULTILINE),
+        "rows": [line.count("|") for line in prose.splitlines() if line.startswith("|")],
+    }
+
+
+def test_the_chinese_readme_keeps_step() -> None:
+    chinese = (ROOT / "README.zh-CN.md").read_text(encoding="utf-8")
+    assert skeleton(chinese) == skeleton(README)
+    assert re.findall(r"^#+ (.*)$", chinese, re.MULTILINE) != re.findall(r"^#+ (.*)$", README, re.MULTILINE)
 
 
 def test_every_test_that_the_architecture_names_is_there() -> None:
