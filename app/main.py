@@ -8,6 +8,7 @@ from fastapi import FastAPI
 from sse_starlette.sse import AppStatus
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import ClientDisconnect
 
 from app import __version__
 from app.api import ag_ui, ai_sdk, document, openai, opening, page, problems, routes, schema
@@ -42,10 +43,11 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         redoc_url=None,
         redirect_slashes=False,  # its Location would have our scheme and host, which are not those of a proxy
     )
-    routers = (routes.router, openai.router, ai_sdk.router, schema.router, page.router)
+    routers = (routes.router, openai.router, ai_sdk.router, ag_ui.router, schema.router, page.router)
     for router in routers:
         app.include_router(router)
     app.add_exception_handler(RelayError, problems.relay_error)
+    app.add_exception_handler(ClientDisconnect, problems.departed)
     app.add_exception_handler(HTTPException, partial(problems.http_error, routers))
     app.add_middleware(
         CORSMiddleware,

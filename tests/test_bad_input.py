@@ -238,6 +238,7 @@ PATHS = [
     (f"/chat/stream/{STREAM_ID}/cancel", "POST"),
     ("/chat/events.schema.json", "GET"),
     ("/v1/chat/completions", "POST"),
+    ("/ag-ui", "POST"),
     ("/v1/models", "GET"),
     ("/v1/models/m", "GET"),
     ("/healthz", "GET"),

@@ -31,7 +31,7 @@ async def port() -> AsyncIterator[int]:
         yield relay.port
 
 
-POSTED: Final = ["GET /chat/stream", "POST /chat/stream", "POST /v1/chat/completions"]
+POSTED: Final = ["GET /chat/stream", "POST /ag-ui", "POST /chat/stream", "POST /v1/chat/completions"]
 
 
 async def by_path(exchange: Exchange) -> None:
@@ -45,7 +45,7 @@ def check(status: int, content_type: str, body: bytes) -> None:
     can bring about itself is a limit of its own, of a nanosecond."""
     assert status < 500 or b'"code":"upstream_timeout"' in body, body
     if content_type.startswith("text/event-stream"):
-        assert body.endswith(b"data: [DONE]\n\n")
+        assert body.endswith(b"data: [DONE]\n\n") or b'"type":"RUN_' in body.split(b"\n\n")[-2]
     elif status >= 400:
         assert json.loads(body)["error"].keys() == FIELDS
 
@@ -105,7 +105,7 @@ BODIES: Final = (
     | st.dictionaries(FIELD_NAMES, VALUES | PARTS, max_size=1).map(lambda odd: chat() | odd)
     | st.fixed_dictionaries({"messages": st.lists(MESSAGE, max_size=2)})
 )
-PATHS: Final = st.sampled_from(["/chat/stream", "/v1/chat/completions"])
+PATHS: Final = st.sampled_from(["/chat/stream", "/v1/chat/completions", "/ag-ui"])
 HEADERS: Final = st.dictionaries(
     st.sampled_from(
         ["last-event-id", "idempotency-key", "x-on-disconnect", "x-request-id", "cookie", "accept", "origin"]

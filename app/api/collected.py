@@ -8,7 +8,7 @@ from starlette.types import Receive, Scope, Send
 
 from app.api.response import StreamResponse
 from app.wire.completion import Completion
-from app.wire.openai import failure
+from app.wire.dialect import failure
 
 
 class CollectedResponse(StreamResponse):

@@ -8,6 +8,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from app.api import schema
+from app.request.ag_ui import RunInput
 from app.request.native import ChatRequest
 from app.request.openai import Completion
 from app.wire.schema import FRAMING, TEXT, Schema, definitions, object_of, or_null
@@ -16,6 +17,7 @@ _REF: Final = "#/components/schemas/{model}"
 _BODIES: Final[dict[str, type[BaseModel]]] = {
     "/chat/stream": ChatRequest,
     "/v1/chat/completions": Completion,
+    "/ag-ui": RunInput,
 }
 """What is posted where."""
 
@@ -84,7 +86,7 @@ def _schemas() -> dict[str, Schema]:
         "Result": object_of(result, "What there is of an answer by now."),
         "Failure": object_of({"error": _to("Problem")}, "Every failure that is no stream."),
         "Stopped": object_of({"id": TEXT}, "The stream that was to be stopped."),
-        "Anything": {"type": "object", "description": "OpenAI's own; upstream's fields pass as they are."},
+        "Anything": {"type": "object", "description": "As the dialect's own documentation has it."},
         "Health": object_of({"status": {"enum": ["ok", "ready", "draining"]}}, "How the process is."),
     }
 
@@ -98,7 +100,7 @@ def _answers() -> dict[str, Schema]:
     unknown_model = _answer("no such model", _content("Failure"))
     stopped = {"202": _answer("the generation ends, or had ended", _content("Stopped"))} | unknown
     health = _content("Health")
-    completion = _content("Anything") | {"text/event-stream": {"schema": _to("Anything")}}
+    completion = _content("Anything") | _stream_of("Anything")
     return {
         "POST /chat/stream": {"200": stream} | missing,
         "GET /chat/stream": {"200": stream, "204": over} | missing,
@@ -107,6 +109,7 @@ def _answers() -> dict[str, Schema]:
         "DELETE /chat/stream/{stream_id}": stopped,
         "POST /chat/stream/{stream_id}/cancel": stopped,
         "POST /v1/chat/completions": {"200": _answer("as OpenAI documents it", completion, "X-Stream-Id")},
+        "POST /ag-ui": {"200": _answer("AG-UI 1.0 events", _stream_of("Anything"), "X-Stream-Id")},
         "GET /v1/models": {"200": _answer("upstream's own list", _content("Anything"))},
         "GET /v1/models/{model}": {"200": _answer("one of them", _content("Anything")), "404": unknown_model},
         "GET /chat/events.schema.json": {"200": _answer("JSON Schema 2020-12", {schema.MEDIA_TYPE: {"schema": True}})},
@@ -132,7 +135,11 @@ def _failure() -> Schema:
 
 
 def _events() -> Schema:
-    return {"text/event-stream": {"schema": _to("Event")}}
+    return _stream_of("Event")
+
+
+def _stream_of(name: str) -> Schema:
+    return {"text/event-stream": {"schema": _to(name)}}
 
 
 def _content(name: str) -> Schema:

@@ -35,11 +35,11 @@ class Chat(msgspec.Struct, frozen=True):
     passing: Passing | None = None
 
 
-def chosen_model(asked: str | None, settings: Settings) -> str:
+def chosen_model(asked: str | None, settings: Settings, *, param: str = "model") -> str:
     """Raises 422 where neither the client nor the operator names one."""
     model = asked or settings.default_model
     if model is None:
-        raise invalid_request("name a `model`: this relay has no default model", param="model")
+        raise invalid_request(f"name a `{param}`: this relay has no default model", param=param)
     return model
 
 

@@ -3,12 +3,15 @@
 from collections.abc import Callable, Sequence
 from typing import Final, Protocol
 
+from app.errors import Problem, RelayError
 from app.events import Done, Event, Failed
 
 CONTENT_TYPE: Final = "text/event-stream; charset=utf-8"
 
 MAX_WRITE_BYTES: Final = 64 * 1024
 """About the most that one write holds: at least one entry."""
+
+CANCELLED: Final = RelayError("cancelled", "the generation was cancelled", phase="relay").problem
 
 
 class Encoder(Protocol):
@@ -40,3 +43,14 @@ def batch(events: Sequence[Event], block: Callable[[Event], bytes]) -> tuple[byt
         if size >= MAX_WRITE_BYTES:
             break
     return b"".join(blocks), len(blocks)
+
+
+def failure(terminal: Done | Failed) -> Problem | None:
+    """Why there is no whole answer, for dialects that have no word for one that was cancelled but an error."""
+    match terminal:
+        case Failed(error=problem):
+            return problem
+        case Done(finish_reason="cancelled"):
+            return CANCELLED
+        case Done():
+            return None

@@ -8,9 +8,9 @@ import json
 from collections.abc import Sequence
 from typing import Final
 
-from app.errors import Problem, RelayError
+from app.errors import Problem
 from app.events import Done, Event, Failed, Passed
-from app.wire.dialect import batch
+from app.wire.dialect import batch, failure
 
 END: Final = b"data: [DONE]\n\n"
 PING: Final = b": ping\n"
@@ -28,20 +28,6 @@ class Chunks:
 
     def end(self, terminal: Done | Failed) -> bytes:
         return b"" if failure(terminal) else END
-
-
-def failure(terminal: Done | Failed) -> Problem | None:
-    """Why there is no whole answer: this dialect has no word for one that was cancelled but an error."""
-    match terminal:
-        case Failed(error=problem):
-            return problem
-        case Done(finish_reason="cancelled"):
-            return CANCELLED
-        case Done():
-            return None
-
-
-CANCELLED: Final = RelayError("cancelled", "the generation was cancelled", phase="relay").problem
 
 
 def _block(event: Event) -> bytes:
