@@ -57,6 +57,7 @@ class Generation:
         self.linger_s: Final = linger_s
         self.cause: Cause | None = None
         self.detached = False
+        self.read_through = False
         self.may_detach: Callable[[Generation], bool] = lambda _: True
         self.on_end: Callable[[Generation], None] = lambda _: None
         self.on_over: Callable[[Generation], None] = lambda _: None
@@ -103,6 +104,8 @@ class Generation:
     def leave(self, reader: Reader, *, may_return: bool) -> None:
         """A reader has gone. One that cannot know the stream's id, or that may only read live, will not be back."""
         reader.close()
+        if self.log.closed is not None and not reader.behind:
+            self.read_through = True
         if self.log.readers or self.log.closed is not None:
             return
         linger_s = self.linger_s if may_return else 0.0

@@ -173,7 +173,6 @@ class Streams:
 
     def _ended_now(self, generation: Generation) -> None:
         self._budget.used_bytes -= generation.chat.body_bytes
-        self.chats.ended(generation)
         if _frees_its_key(generation):
             self._free_key(generation)
         if generation.log.resumable and generation.log.live_from is None:
@@ -192,6 +191,7 @@ class Streams:
 
     def _forget(self, stream_id: str) -> None:
         generation = self._streams.pop(stream_id)
+        self.chats.forgotten(generation)
         self._budget.used_bytes -= STREAM_BYTES
         if timer := self._ended.pop(stream_id, None):
             timer.cancel()

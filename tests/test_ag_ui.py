@@ -85,7 +85,7 @@ async def test_a_request_that_is_wrong_is_refused_by_name() -> None:
             (b"{", {}, (400, "body")),
             (asked(threadId=None), {}, (422, "threadId")),
             (asked(forwardedProps={"top_p": "x"}), {}, (422, "forwardedProps.top_p")),
-            (asked(), {}, (422, "model")),
+            (asked(), {}, (422, "forwardedProps.model")),
             (asked(forwardedProps={"model": "m"}), {"x-timeout-idle": "999999"}, (422, "X-Timeout-Idle")),
             (asked(forwardedProps={"model": "m"}), {"x-on-disconnect": "stay"}, (422, "X-On-Disconnect")),
         ):

@@ -23,7 +23,7 @@ ROOMS: Final = {
     "admission": ("admission",),
     "log": ("log",),
     "upstream": ("upstream",),
-    "relay": ("relay", "attempt", "clocks", "retries", "turns", "streams", "catalogue"),
+    "relay": ("relay", "attempt", "clocks", "retries", "turns", "streams", "catalogue", "chats"),
     "api": ("api",),
     "telemetry": ("telemetry",),
     "process": ("main", "server", "listener", "protocol"),

@@ -238,6 +238,8 @@ PATHS = [
     (f"/chat/stream/{STREAM_ID}/cancel", "POST"),
     ("/chat/events.schema.json", "GET"),
     ("/v1/chat/completions", "POST"),
+    ("/api/chat", "POST"),
+    ("/api/chat/c/stream", "DELETE, GET"),
     ("/ag-ui", "POST"),
     ("/v1/models", "GET"),
     ("/v1/models/m", "GET"),

@@ -31,7 +31,7 @@ async def port() -> AsyncIterator[int]:
         yield relay.port
 
 
-POSTED: Final = ["GET /chat/stream", "POST /ag-ui", "POST /chat/stream", "POST /v1/chat/completions"]
+POSTED: Final = ["GET /chat/stream", "POST /ag-ui", "POST /api/chat", "POST /chat/stream", "POST /v1/chat/completions"]
 
 
 async def by_path(exchange: Exchange) -> None:
@@ -105,7 +105,7 @@ BODIES: Final = (
     | st.dictionaries(FIELD_NAMES, VALUES | PARTS, max_size=1).map(lambda odd: chat() | odd)
     | st.fixed_dictionaries({"messages": st.lists(MESSAGE, max_size=2)})
 )
-PATHS: Final = st.sampled_from(["/chat/stream", "/v1/chat/completions", "/ag-ui"])
+PATHS: Final = st.sampled_from(["/chat/stream", "/v1/chat/completions", "/api/chat", "/ag-ui"])
 HEADERS: Final = st.dictionaries(
     st.sampled_from(
         ["last-event-id", "idempotency-key", "x-on-disconnect", "x-request-id", "cookie", "accept", "origin"]

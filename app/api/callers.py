@@ -17,20 +17,27 @@ _SUBJECT: Final = re.compile(r"[0-9a-f]{32}", re.ASCII)
 
 
 class Visitor(msgspec.Struct, frozen=True):
-    """A caller, and the cookie to give to one that came without a subject."""
+    """A caller, and the cookie to give to one that came without a subject, who `to_be` another caller with it."""
 
     caller: Caller
     set_cookie: str | None
+    to_be: Caller
+
+    def settled(self) -> "Visitor":
+        """The visitor as it comes back: what it begins belongs to the subject that it is only now given."""
+        return Visitor(self.to_be, self.set_cookie, self.to_be)
 
 
 def visitor(request: Request) -> Visitor:
     """An anonymous caller: its subject is a cookie of 128 random bits that no script can read."""
     subject = request.cookies.get(COOKIE, "")
     if _SUBJECT.fullmatch(subject):
-        return Visitor(Caller("", subject), None)
+        caller = Caller("", subject)
+        return Visitor(caller, None, caller)
+    subject = secrets.token_hex(16)
     secure = "; Secure" if request.url.scheme == "https" else ""
-    cookie = f"{COOKIE}={secrets.token_hex(16)}; Path=/; HttpOnly; SameSite=Strict{secure}"
-    return Visitor(Caller("", None), cookie)
+    cookie = f"{COOKIE}={subject}; Path=/; HttpOnly; SameSite=Strict{secure}"
+    return Visitor(Caller("", None), cookie, Caller("", subject))
 
 
 def is_loopback(host: str) -> bool:

@@ -9,6 +9,7 @@ from pydantic.json_schema import models_json_schema
 
 from app.api import schema
 from app.request.ag_ui import RunInput
+from app.request.ai_sdk import ChatBody
 from app.request.native import ChatRequest
 from app.request.openai import Completion
 from app.wire.schema import FRAMING, TEXT, Schema, definitions, object_of, or_null
@@ -17,6 +18,7 @@ _REF: Final = "#/components/schemas/{model}"
 _BODIES: Final[dict[str, type[BaseModel]]] = {
     "/chat/stream": ChatRequest,
     "/v1/chat/completions": Completion,
+    "/api/chat": ChatBody,
     "/ag-ui": RunInput,
 }
 """What is posted where."""
@@ -53,7 +55,7 @@ def _document(app: FastAPI) -> dict[str, Any]:
     for path, body in _BODIES.items():
         document["paths"][path]["post"]["requestBody"] = {"required": True, "content": _content(body.__name__)}
     document["paths"]["/chat/stream"]["get"]["parameters"] = _query_parameters(schemas)
-    known = _answers()
+    known = _answers() | _answers_of_others()
     for path, operations in document["paths"].items():
         for method, operation in operations.items():
             operation["responses"].pop("422", None)
@@ -97,10 +99,8 @@ def _answers() -> dict[str, Schema]:
     over = _answer("the stream is over, and nothing of it is left after the cursor: an EventSource stops asking")
     unknown = {"404": _answer("no such stream, or somebody else's", _failure())}
     missing = unknown | {"410": _answer("the stream is gone, or can only be read live", _failure())}
-    unknown_model = _answer("no such model", _content("Failure"))
     stopped = {"202": _answer("the generation ends, or had ended", _content("Stopped"))} | unknown
     health = _content("Health")
-    completion = _content("Anything") | _stream_of("Anything")
     return {
         "POST /chat/stream": {"200": stream} | missing,
         "GET /chat/stream": {"200": stream, "204": over} | missing,
@@ -108,16 +108,29 @@ def _answers() -> dict[str, Schema]:
         "GET /chat/stream/{stream_id}/result": {"200": _answer("what there is by now", _content("Result"))} | missing,
         "DELETE /chat/stream/{stream_id}": stopped,
         "POST /chat/stream/{stream_id}/cancel": stopped,
-        "POST /v1/chat/completions": {"200": _answer("as OpenAI documents it", completion, "X-Stream-Id")},
-        "POST /ag-ui": {"200": _answer("AG-UI 1.0 events", _stream_of("Anything"), "X-Stream-Id")},
-        "GET /v1/models": {"200": _answer("upstream's own list", _content("Anything"))},
-        "GET /v1/models/{model}": {"200": _answer("one of them", _content("Anything")), "404": unknown_model},
         "GET /chat/events.schema.json": {"200": _answer("JSON Schema 2020-12", {schema.MEDIA_TYPE: {"schema": True}})},
         "GET /healthz": {"200": _answer("it answers", health)},
         "GET /readyz": {
             "200": _answer("new streams may come", health),
             "503": _answer("it is shutting down", health, "Retry-After"),
         },
+    }
+
+
+def _answers_of_others() -> dict[str, Schema]:
+    """The same of the dialects that others have described."""
+    message = _answer("a UI message stream, version 1", _stream_of("Anything"), "X-Stream-Id")
+    idle = _answer("the chat waits for no answer")
+    completion = _content("Anything") | _stream_of("Anything")
+    unknown = _answer("no such model", _content("Failure"))
+    return {
+        "POST /v1/chat/completions": {"200": _answer("as OpenAI documents it", completion, "X-Stream-Id")},
+        "GET /v1/models": {"200": _answer("upstream's own list", _content("Anything"))},
+        "GET /v1/models/{model}": {"200": _answer("one of them", _content("Anything")), "404": unknown},
+        "POST /api/chat": {"200": message},
+        "GET /api/chat/{chat_id}/stream": {"200": message, "204": idle},
+        "DELETE /api/chat/{chat_id}/stream": {"202": _answer("the answer ends, or had ended", _content("Stopped"))},
+        "POST /ag-ui": {"200": _answer("AG-UI 1.0 events", _stream_of("Anything"), "X-Stream-Id")},
     }
 
 

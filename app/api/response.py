@@ -87,7 +87,7 @@ class StreamResponse(EventSourceResponse):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         departure = asyncio.create_task(self._listen_for_disconnect(receive), name=f"departure {self._generation.id}")
-        self._task = asyncio.current_task()
+        self._task, self._scope = asyncio.current_task(), scope
         try:
             await self._serve(scope, receive, send)
         except asyncio.CancelledError:
@@ -140,7 +140,7 @@ class StreamResponse(EventSourceResponse):
         reader, log = self._reader, self._reader.log
         while self.active:
             if self._too_old:
-                await self._write(send, b"", more=False)
+                await self._break_off(send)
                 return
             if events := reader.peek():
                 body, count = self._encoder.encode(reader.cursor + 1, events, log.live_from)
@@ -152,14 +152,23 @@ class StreamResponse(EventSourceResponse):
                     await self._write(send, body)
                 if reader.behind:
                     await self._turns.take()  # `send` waits for nothing while the socket takes all: let others go
+            elif log.closed is not None and reader.behind:
+                await self._break_off(send)  # the missing entries were taken away: no good end over a gap
+                return
             elif log.closed is not None:
-                # Entries that are missing from a closed log were taken away: no [DONE] over a gap.
-                await self._write(send, b"" if reader.behind else self._encoder.end(log.closed), more=False)
+                await self._write(send, self._encoder.end(log.closed), more=False)
                 return
             elif self._ping_due:
                 await self._write(send, self._heartbeat())
             else:
                 await reader.wait()
+
+    async def _break_off(self, send: Send) -> None:
+        """Ends the response before the stream: in good order where clients know that as a loss, else as one."""
+        if self._encoder.eof_means_lost:
+            await self._write(send, b"", more=False)
+        else:
+            await _abort(self._scope)
 
     def _heartbeat(self) -> bytes:
         return self._encoder.ping(self._generation.waiting, self._generation.clocks.elapsed_s)

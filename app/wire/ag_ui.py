@@ -43,6 +43,8 @@ class Run(msgspec.Struct, frozen=True):
 class Events:
     """The stream of one reader, from its beginning."""
 
+    eof_means_lost = False
+
     def __init__(self, run: Run) -> None:
         self._run: Final = run
         self._stream_id = self._model = self._text = self._reasoning = ""

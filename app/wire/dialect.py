@@ -17,6 +17,9 @@ CANCELLED: Final = RelayError("cancelled", "the generation was cancelled", phase
 class Encoder(Protocol):
     """How one reader wants its stream. Pure: the same entries give the same bytes, in one batch or one by one."""
 
+    eof_means_lost: bool
+    """Whether clients take an end without a terminal event for a lost connection; else it has to be cut off."""
+
     def encode(self, first_seq: int, events: Sequence[Event], live_from: int | None) -> tuple[bytes, int]:
         """The bytes of the first entries, and how many they are: as many as fit into one write.
 

@@ -23,6 +23,8 @@ LIVE_ONLY: Final = 'data: {"type":"live_only","content":""}\n\n'
 class Shape:
     """How one reader wants its stream: plain or with ids. Pure; the same entries always give the same bytes."""
 
+    eof_means_lost = True
+
     def __init__(self, stream_id: str, *, ids: bool, padding_bytes: int = 0) -> None:
         self._id_line: Final = f"id: {stream_id}." if ids else ""
         self._padding: Final = f',"padding":"{"0" * padding_bytes}"' if padding_bytes else ""

@@ -20,6 +20,8 @@ PING: Final = b": ping\n"
 class Chunks:
     """The stream of one reader, from its beginning."""
 
+    eof_means_lost = False
+
     def encode(self, _first_seq: int, events: Sequence[Event], _live_from: int | None) -> tuple[bytes, int]:
         return batch(events, _block)
 

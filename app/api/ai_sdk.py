@@ -1,0 +1,54 @@
+"""The AI SDK dialect's endpoints: `useChat` asks, comes back and stops by the chat's id."""
+
+from typing import Final
+
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from app.api import callers, intake, opening
+from app.api.opening import NO_STORE, Opened, parts
+from app.chats import Awaited
+from app.request import ai_sdk as requests
+from app.wire.ai_sdk import Message
+
+HEADERS: Final = {"x-vercel-ai-ui-message-stream": "v1"}
+
+router = APIRouter(prefix="/api/chat")
+
+
+@router.post("", summary="A chat's next answer, as the AI SDK's UI message stream")
+async def post_chat(request: Request) -> Response:
+    app = parts(request)
+    visitor = callers.visitor(request)
+    intake.require_json(request)
+    body = await intake.read_body(request, app.settings)
+    asked = requests.parse(body)
+    chat = requests.admit(asked, app.settings, intake.timeouts(request), intake.TIMEOUT_HEADERS, body_bytes=len(body))
+    # A first visitor comes back with the cookie of this very answer; but a key must have an owner before it.
+    owner = visitor if intake.idempotency_key(request) else visitor.settled()
+    opened = opening.begin(request, owner, chat, body, chosen=asked.on_disconnect, waits=True)
+    awaited = Awaited(opened.generation, asked.continued_id or opened.generation.id)
+    app.streams.chats.begun(asked.id, awaited)
+    return _response(request, opened, awaited, hold_s=app.settings.hold_status_seconds)
+
+
+@router.get("/{chat_id}/stream", summary="The answer that a chat waits for, from its beginning")
+async def get_stream(request: Request, chat_id: str) -> Response:
+    awaited = parts(request).streams.chats.find(chat_id, callers.visitor(request).caller)
+    if awaited is None or not awaited.generation.log.resumable:
+        return Response(status_code=204, headers=NO_STORE)  # the SDK takes all else but a stream for a failure
+    return _response(request, opening.attach(request, awaited.generation, -1), awaited, hold_s=0)
+
+
+@router.delete("/{chat_id}/stream", summary="Stop the answer that a chat waits for", status_code=202)
+async def delete_stream(request: Request, chat_id: str) -> Response:
+    app = parts(request)
+    callers.guard(request, app.settings.cors_origins, proof=False)
+    if awaited := app.streams.chats.find(chat_id, callers.visitor(request).caller):
+        awaited.generation.cancel()
+    return JSONResponse({"id": chat_id}, 202, NO_STORE)
+
+
+def _response(request: Request, opened: Opened, awaited: Awaited, *, hold_s: float) -> Response:
+    return opening.stream(request, opened, Message(awaited.message_id), hold_s=hold_s, headers=HEADERS)
