@@ -181,5 +181,14 @@ def test_a_whole_completion_becomes_one_chunk_of_all_its_choices() -> None:
     assert "usage" not in strictly(silent.chunks[0])
 
 
+def test_a_whole_completion_in_the_one_event_of_a_stream_is_read() -> None:
+    choice = {"index": 0, "message": {"role": "assistant", "content": "Hi"}, "finish_reason": "stop"}
+    completion = {"id": "c1", "object": "chat.completion", "choices": [choice], "usage": USAGE}
+    decoded = decode(event(completion), event(b"[DONE]"), passing=PASSING)
+    assert decoded.text == read(decoded.chunks).text == "Hi"
+    assert decode(event(completion)).text == "Hi"
+    assert decoded.complete.finish_reason == "stop"
+
+
 def test_nothing_is_kept_of_chunks_that_nobody_asked_for() -> None:
     assert not any(isinstance(piece, Passed) for piece in decode(event(chunk({"content": "Hi"})) + FINISH).pieces)

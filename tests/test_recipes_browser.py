@@ -187,6 +187,7 @@ async def test_an_eventsource_elsewhere_comes_back_without_a_cookie(chromium: Br
         site.script(status(200, document.encode(), {"content-type": "text/html"}))
         recipe.table.upstream.script(answer("Hello ", "world."))
         recipe.table.wire.cut_behind += [b'"content":"wor']
+        await recipe.page.context.clear_cookies()
         await recipe.page.goto(origin(site))
         await recipe.ask("plain")
         await recipe.ends("stop")

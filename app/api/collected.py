@@ -31,7 +31,8 @@ class CollectedResponse(StreamResponse):
             self._look()
             await self._whole(completion)(scope, receive, partial(self._send, send))
         else:  # what came before it was not delivered to this client
-            await self._refuse(msgspec.structs.replace(problem, partial=False), scope, receive, send)
+            told = msgspec.structs.replace(problem, partial=False, request_id=self._generation.request_id)
+            await self._refuse(told, scope, receive, send)
 
     def _whole(self, completion: Completion) -> Response:
         passed_on = {name: self.headers[name] for name in self.headers if name != "content-type"}

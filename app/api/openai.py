@@ -23,8 +23,9 @@ async def post_completion(request: Request) -> Response:
     asked = requests.parse(body)
     chat = requests.admit(asked, settings, intake.timeouts(request), intake.TIMEOUT_HEADERS, body_bytes=len(body))
     opened = opening.begin(request, visitor, chat, body, chosen=None, waits=False)
+    encoder = Chunks(opened.generation.request_id)
     kind = StreamResponse if asked.stream else CollectedResponse
-    return opening.stream(request, opened, Chunks(), hold_s=settings.hold_status_seconds, kind=kind)
+    return opening.stream(request, opened, encoder, hold_s=settings.hold_status_seconds, kind=kind)
 
 
 @router.get("/models", summary="The models that can be asked for")

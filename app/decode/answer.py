@@ -178,6 +178,9 @@ class Answer:
         if says.function_call is not None and not says.tool_calls:
             # What tool calls were called before November 2023; there was one, so it has an index.
             self._tool_part(ToolPart(0, None, says.function_call))
+        if says.shows:
+            self.carrying = True
+            self.carried += 1
 
     def _passed(self, channel: Channel, text: str) -> Sequence[str]:
         self.carrying = True

@@ -23,14 +23,22 @@ def read_chunk(payload: bytes) -> tuple[Chunk | None, bool]:
         chunk = _STRICT.decode(payload)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return _read_tolerantly(payload), False
+    if chunk.object == "chat.completion" and not _says(chunk):
+        # A whole completion, which gateways that cannot stream send as the one event of a stream.
+        return read_completion(payload), False
     if chunk.error is None and chunk.type is None and chunk.object != "error":
         return chunk, True
-    return _read_tolerantly(payload), True  # an error is understood from the whole document
+    # An error is understood from the whole document; an empty one, `{}`, is an error to openai-node alone.
+    return _read_tolerantly(payload), chunk.error is None
 
 
 def read_completion(body: bytes) -> Chunk | None:
     """A whole completion, not streamed, as one chunk; None and `ValueError` as above."""
     return _read_tolerantly(body, "message")
+
+
+def _says(chunk: Chunk) -> bool:
+    return any(choice is not None and choice.delta is not None for choice in chunk.choices or ())
 
 
 def _read_tolerantly(payload: bytes, says: Literal["delta", "message"] = "delta") -> Chunk | None:

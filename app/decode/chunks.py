@@ -13,7 +13,7 @@ import math
 from collections.abc import Sequence
 
 from app.decode import tolerant
-from app.decode.fields import Chunk
+from app.decode.fields import Chunk, ToolPart
 from app.decode.text import without_lone_surrogates
 from app.events import Delta, Passed, Piece, Reasoning, Refusal, ToolCall
 
@@ -30,11 +30,12 @@ class Chunks:
 
     def receive(self, payload: bytes, chunk: Chunk, pieces: Sequence[Piece], *, as_is: bool) -> list[Passed]:
         """The entries of one chunk; `as_is` when its JSON is strict and its pieces hold all that it says."""
-        if as_is and _is_plain(chunk) and b"\n" not in payload:
+        as_is = as_is and b"\n" not in payload and _is_utf8(payload)
+        if as_is and _is_plain(chunk):
             return self._entries(payload, pieces)
         if not self._is_wanted(chunk):
             return self.made_up(pieces)
-        if not as_is or b"\n" in payload or not _is_readable(chunk, pieces):
+        if not as_is or not _is_readable(chunk, pieces):
             document = tolerant.read(payload)
             payload = _written(document, pieces) if isinstance(document, dict) else payload
         return self._entries(payload, pieces)
@@ -84,6 +85,14 @@ class Chunks:
         return [Passed(payload, first), *(Passed(b"", piece) for piece in more)]
 
 
+def _is_utf8(payload: bytes) -> bool:
+    """Strings that nobody asks for are skipped unread: what they hold has not been looked at."""
+    try:
+        return payload.isascii() or bool(payload.decode())
+    except UnicodeDecodeError:
+        return False
+
+
 def _is_plain(chunk: Chunk) -> bool:
     """Whether this is what nearly all chunks are: one choice, with text."""
     if chunk.error is not None or chunk.choices is None or len(chunk.choices) != 1:
@@ -102,9 +111,17 @@ def _is_readable(chunk: Chunk, pieces: Sequence[Piece]) -> bool:
         if choice is None or choice.delta is None or choice.index is None:
             return False
         if choice.delta.tool_calls and not choice.index:
-            told = {part.index for part in choice.delta.tool_calls if part is not None}
-            return None not in told and {piece.index for piece in pieces if isinstance(piece, ToolCall)} <= told
+            return _is_numbered(choice.delta.tool_calls, [piece for piece in pieces if isinstance(piece, ToolCall)])
     return True
+
+
+def _is_numbered(parts: Sequence[ToolPart | None], calls: Sequence[ToolCall]) -> bool:
+    """Whether each call has its number, and its id and name once: the SDKs' helpers would say them twice."""
+    told = [part for part in parts if part is not None]
+    numbers = {part.index for part in told}
+    named = sum(bool(part.id) + bool(part.name) for part in told)
+    news = sum(bool(call.id) + bool(call.name) for call in calls)
+    return None not in numbers and {call.index for call in calls} <= numbers and named == news
 
 
 def _written(document: Object, pieces: Sequence[Piece]) -> bytes:
@@ -115,6 +132,7 @@ def _written(document: Object, pieces: Sequence[Piece]) -> bytes:
         said: Object = delta if isinstance(delta, dict) else {}
         choice["index"] = tolerant.integer(choice.get("index")) or 0
         choice["delta"] = said if choice["index"] else _said(said, pieces)
+    document = {name: value for name, value in document.items() if name != "error"}
     written = json.dumps(_sendable(document | {"choices": choices}), ensure_ascii=False, separators=(",", ":"))
     return written.encode()
 
@@ -129,14 +147,20 @@ def _said(delta: Object, pieces: Sequence[Piece]) -> Object:
         if text or delta.get(name):
             said[name] = text
     if calls := [piece for piece in pieces if isinstance(piece, ToolCall)]:
-        said["tool_calls"] = [_tool_call(call) for call in calls]
+        parts = delta.get("tool_calls")
+        by_id = {part.get("id"): part for part in (parts if isinstance(parts, list) else ()) if isinstance(part, dict)}
+        said["tool_calls"] = [_tool_call(call, by_id.get(call.id, {}) if call.id else {}) for call in calls]
     return said
 
 
-def _tool_call(call: ToolCall) -> Object:
+def _tool_call(call: ToolCall, part: Object) -> Object:
+    """Beside the call itself a part may hold more: Gemini wants its signature back, or refuses the next request."""
+    if isinstance(part.get("custom"), dict):
+        return part | {"index": call.index}
+    more = {name: value for name, value in part.items() if name not in ("index", "id", "type", "function")}
     known: Object = {} if call.id is None else {"id": call.id, "type": "function"}
     named: Object = {} if call.name is None else {"name": call.name}
-    return {"index": call.index} | known | {"function": named | {"arguments": call.arguments}}
+    return {"index": call.index} | known | {"function": named | {"arguments": call.arguments}} | more
 
 
 def _choices(document: Object) -> list[Object]:

@@ -44,11 +44,18 @@ class Says(msgspec.Struct, gc=False):
     refusal: str | None = None
     tool_calls: list[ToolPart | None] | None = None
     function_call: Function | None = None
+    audio: object = None
+    images: object = None  # OpenRouter
 
     @property
     def carries(self) -> bool:
         texts = self.content or self.reasoning_content or self.reasoning or self.refusal
-        return bool(texts or self.tool_calls or self.function_call)
+        return bool(texts or self.tool_calls or self.function_call or self.shows)
+
+    @property
+    def shows(self) -> bool:
+        """Whether it holds what no piece is made of, and a client waits for as for text."""
+        return bool(self.audio or self.images)
 
 
 class Tokens(msgspec.Struct, gc=False):
@@ -69,7 +76,7 @@ class Tokens(msgspec.Struct, gc=False):
 
 
 class Choice(msgspec.Struct, gc=False):
-    index: int | None = 0
+    index: int | None = None
     delta: Says | None = None
     finish_reason: str | None = None
     usage: Tokens | None = None  # Moonshot reports here

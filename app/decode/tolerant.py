@@ -58,6 +58,8 @@ def _says(says: Object) -> Says:
         refusal=_text(says.get("refusal")),
         tool_calls=[_tool_part(part) for part in _objects(says.get("tool_calls"))],
         function_call=_function(function_call) if isinstance(function_call, dict) else None,
+        audio=says.get("audio"),
+        images=says.get("images"),
     )
 
 

@@ -43,7 +43,7 @@ class Run(msgspec.Struct, frozen=True):
 class Events:
     """The stream of one reader, from its beginning."""
 
-    eof_means_lost = False
+    eof_means_lost = True  # a run that was not finished is not whole; and a cut brings down a Node process of HttpAgent
 
     def __init__(self, run: Run) -> None:
         self._run: Final = run

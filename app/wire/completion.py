@@ -33,13 +33,15 @@ class Completion:
         self._usage: object = None
 
     def receive(self, events: Sequence[Event]) -> None:
-        """Raises `RelayError` (`upstream_protocol`) for a chunk that is nested too deeply to be one."""
+        """Raises `RelayError` (`upstream_protocol`) for a chunk nested too deeply or with too long a number."""
         try:
             for event in events:
                 if isinstance(event, Passed) and event.chunk:
                     self._add(json.loads(event.chunk))
         except RecursionError:
             raise RelayError("upstream_protocol", "upstream sent a chunk that is nested too deeply") from None
+        except ValueError:  # a number of 5,000 digits is JSON, and Python reads none
+            raise RelayError("upstream_protocol", "upstream sent a chunk that cannot be read") from None
 
     def document(self, usage: Usage) -> bytes:
         """`usage` is what the relay knows, for an upstream that reported none in OpenAI's way."""
@@ -98,7 +100,8 @@ def _extended(items: list[Any], new: list[Any]) -> list[Any]:
 
 def _choice(grown: Object) -> Object:
     choice: Object = _joined(grown)
-    message = {"role": "assistant", "content": None} | (choice.pop("delta", None) or {})
+    repeated = choice.pop("message", None)  # by Perplexity, in every chunk, what was said so far
+    message = {"role": "assistant", "content": None} | (choice.pop("delta", None) or repeated or {})
     for call in message.get("tool_calls") or ():
         call.pop("index", None)
     return {"index": choice.pop("index"), "message": message, "finish_reason": None} | choice

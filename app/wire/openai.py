@@ -22,8 +22,11 @@ class Chunks:
 
     eof_means_lost = False
 
+    def __init__(self, request_id: str) -> None:
+        self._request_id = request_id
+
     def encode(self, _first_seq: int, events: Sequence[Event], _live_from: int | None) -> tuple[bytes, int]:
-        return batch(events, _block)
+        return batch(events, self._block)
 
     def ping(self, _phase: str, _elapsed_s: float) -> bytes:
         return PING
@@ -31,17 +34,16 @@ class Chunks:
     def end(self, terminal: Done | Failed) -> bytes:
         return b"" if failure(terminal) else END
 
+    def _block(self, event: Event) -> bytes:
+        match event:
+            case Passed(chunk=chunk):
+                return b"data: " + chunk + b"\n\n" if chunk else b""
+            case Done() | Failed():
+                problem = failure(event)
+                return b"data: " + self._error(problem) + b"\n\n" if problem else b""
+            case _:
+                return b""
 
-def _block(event: Event) -> bytes:
-    match event:
-        case Passed(chunk=chunk):
-            return b"data: " + chunk + b"\n\n" if chunk else b""
-        case Done() | Failed():
-            problem = failure(event)
-            return b"data: " + _error(problem) + b"\n\n" if problem else b""
-        case _:
-            return b""
-
-
-def _error(problem: Problem) -> bytes:
-    return json.dumps({"error": problem.as_json()}, separators=(",", ":")).encode("ascii")
+    def _error(self, problem: Problem) -> bytes:
+        told = problem.as_json() | {"request_id": self._request_id}
+        return json.dumps({"error": told}, separators=(",", ":")).encode("ascii")
