@@ -1,4 +1,4 @@
-"""The models that can be asked for: upstream's own list, asked for at most once in a while."""
+"""The models that can be asked for: upstream's own list, kept for a while and asked for once at a time."""
 
 import asyncio
 from typing import Any, Final, Protocol
@@ -26,14 +26,16 @@ class Catalogue:
         self._default_model = default_model
         self._models: list[Model] = []
         self._fresh_until = 0.0
+        self._asking = asyncio.Lock()
 
     async def models(self) -> list[Model]:
         """Raises `RelayError` where upstream cannot be asked; one without a list serves the default model."""
-        now = asyncio.get_running_loop().time()
-        if now >= self._fresh_until:
-            self._models = await self._asked()
-            self._fresh_until = now + KEPT_SECONDS
-        return self._models
+        loop = asyncio.get_running_loop()
+        async with self._asking:
+            if loop.time() >= self._fresh_until:
+                self._models = await self._asked()
+                self._fresh_until = loop.time() + KEPT_SECONDS
+            return self._models
 
     async def model(self, name: str) -> Model:
         """Raises `not_found` and what `models` raises."""

@@ -24,6 +24,8 @@ CORS_REQUEST_HEADERS = (
     *("content-type", "authorization", "last-event-id", "idempotency-key", "x-request-id", "x-on-disconnect"),
     *(f"x-timeout-{name}" for name in ("connect", "first-token", "idle", "total")),
     *(f"x-stainless-{name}" for name in ("arch", "async", "lang", "os", "package-version", "retry-count")),
+    *("openai-organization", "openai-project", "x-stainless-raw-response"),
+    *("x-stainless-poll-helper", "x-stainless-custom-poll-interval"),
     *(f"x-stainless-{name}" for name in ("runtime", "runtime-version", "timeout", "read-timeout", "helper-method")),
 )
 

@@ -63,7 +63,7 @@ class Generation:
         self.on_over: Callable[[Generation], None] = lambda _: None
         self.clocks: Final = Clocks(chat.limits, self._expired)
         self._permit = permit
-        self._pieces = self._text_bytes = 0
+        self._carried = self._text_bytes = 0
         self._attempts = 0
         self._first_carried_s: float | None = None
         self._usage: Usage | None = None
@@ -90,7 +90,7 @@ class Generation:
         if self._attempt is not None and self._attempt.decoder is not None and self._attempt.decoder.usage is not None:
             return self._attempt.decoder.usage
         prompt = math.ceil(self.chat.prompt_bytes / BYTES_PER_TOKEN)
-        completion = max(self._pieces, math.ceil(self._text_bytes / BYTES_PER_TOKEN))
+        completion = max(self._carried, math.ceil(self._text_bytes / BYTES_PER_TOKEN))
         return Usage(prompt, completion, prompt + completion, "estimated")
 
     # Readers: who reads, and what it means when nobody does.
@@ -131,7 +131,7 @@ class Generation:
     def fail(self, error: RelayError, cause: Cause = "failed") -> None:
         phase = error.problem.phase or self._phase()
         filled = msgspec.structs.replace(
-            error.problem, partial=self._pieces > 0, request_id=self.request_id, phase=phase
+            error.problem, partial=self._carried > 0, request_id=self.request_id, phase=phase
         )
         self._close(Failed(filled), cause)
 
@@ -197,7 +197,7 @@ class Generation:
             code=error and error.code,
             upstream_status=error and error.upstream_status,
             attempts=self._attempts,
-            pieces=self._pieces,
+            pieces=self._carried,
             text_bytes=self._text_bytes,
             first_token_s=self._first_carried_s,
             total_s=round(self.clocks.elapsed_s, 3),
@@ -227,8 +227,8 @@ class Generation:
         def deliver(entries: Sequence[Entry], decoder: Decoder) -> None:
             if entries:
                 self.log.append(entries)
-            if decoder.carried > self._pieces:
-                self._pieces, self._text_bytes = decoder.carried, decoder.text_bytes
+            if decoder.carried > self._carried:
+                self._carried, self._text_bytes = decoder.carried, decoder.text_bytes
                 self.clocks.carried()
             if decoder.carrying and not self.log.carrying:
                 self._first_carried_s = self.clocks.elapsed_s

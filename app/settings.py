@@ -95,7 +95,9 @@ class Settings(BaseSettings):
     max_streams: int = Field(5000, ge=1, description="generations at once")
     max_readers_per_stream: int = Field(8, ge=1, description="readers of one stream at once")
     max_event_bytes: int = Field(4 * MiB, ge=KiB, description="one event from upstream")
-    max_answer_bytes: int = Field(64 * MiB, ge=KiB, description="one whole answer")
+    max_answer_bytes: int = Field(
+        64 * MiB, ge=KiB, description="one whole answer; where chunks are passed on, with their JSON"
+    )
     log_stream_bytes: int = Field(8 * MiB, ge=KiB, description="one stream's log; beyond it the stream is live only")
     log_total_bytes: int = Field(256 * MiB, ge=MiB, description="all logs of the process")
     log_lag_bytes: int = Field(256 * KiB, ge=KiB, description="how far the slowest reader of a full log may be behind")

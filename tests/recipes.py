@@ -115,8 +115,15 @@ async def _started(*command: str, url: str, env: Mapping[str, str]) -> AsyncIter
     if program is None:
         pytest.skip(f"{command[0]} is not installed")
     variables = {**os.environ, "RELAY_URL": url, "NO_PROXY": "127.0.0.1", **env}
+    # A shell ignores SIGINT in what it runs in the background, tests among it, and children inherit that.
     process = await asyncio.create_subprocess_exec(
-        program, *command[1:], stdin=DEVNULL, stdout=PIPE, stderr=PIPE, env=variables, start_new_session=True
+        *(program, *command[1:]),
+        stdin=DEVNULL,
+        stdout=PIPE,
+        stderr=PIPE,
+        env=variables,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     try:
         yield process

@@ -1,12 +1,13 @@
 """GET /v1/models: upstream's own list, asked for once in a while."""
 
+import asyncio
 import json
 from typing import Any
 
 import pytest
 
 from tests.relay import fetch, running
-from tests.upstream import Answer, Upstream, head, send, silent, status
+from tests.upstream import Answer, Upstream, head, send, silent, status, wait
 
 MODELS = [
     {"id": "m", "object": "model", "created": 1, "owned_by": "x", "extra": True},
@@ -48,7 +49,7 @@ async def test_a_bare_array_is_a_list_too() -> None:
         (status(404, b"{}"), 400, "upstream_rejected"),
         (status(503, b"{}"), 502, "upstream_unavailable"),
         (status(200, b"<html>"), 502, "upstream_protocol"),
-        (status(200, b'{"data": [{"name": "no id"}]}'), 502, "upstream_protocol"),
+        (status(200, b'{"data": {}}'), 502, "upstream_protocol"),
         ((head(content_length=9 * 1024 * 1024), send(b" " * (9 * 1024 * 1024))), 502, "upstream_protocol"),
     ],
 )
@@ -60,6 +61,25 @@ async def test_a_list_that_cannot_be_had_is_an_error_and_is_asked_for_again(
         status, body = await get(relay.port)
         assert (status, body["error"]["code"]) == (code, error)
         assert (await get(relay.port))[0] == 200
+
+
+async def test_what_is_no_model_is_left_out() -> None:
+    odd = b'{"data": [null, "m", {"name": "no id"}, {"id": 7}, {"id": "m", "x": "\\ud800", "y": NaN}]}'
+    async with Upstream() as upstream, running(upstream.base_url) as relay:
+        upstream.script(status(200, odd))
+        code, body = await get(relay.port)
+    assert (code, body["data"]) == (200, [{"id": "m", "x": "\ud800", "y": None}])
+
+
+async def test_many_who_ask_at_once_are_one_question() -> None:
+    released = asyncio.Event()
+    async with Upstream() as upstream, running(upstream.base_url) as relay:
+        upstream.script((wait(released), *listed()))
+        asking = [asyncio.create_task(get(relay.port)) for _ in range(8)]
+        await upstream.wait_for(lambda upstream: upstream.active == 1)
+        released.set()
+        assert [code for code, _ in await asyncio.gather(*asking)] == [200] * 8
+    assert len(upstream.requests) == 1
 
 
 async def test_an_upstream_without_a_list_serves_the_default_model() -> None:

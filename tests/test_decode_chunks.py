@@ -6,6 +6,8 @@ from typing import Any
 import pytest
 
 from app.decode import Complete, Limits
+from app.decode.chunks import MAX_HELD_BACK
+from app.decode.decoder import MAX_FRAMES_PER_CALL
 from app.events import Delta, Passed, Passing
 from tests.cases import CASES, Case
 from tests.completions import read, strictly
@@ -132,10 +134,11 @@ def test_nothing_goes_on_before_something_is_carried() -> None:
     assert passed(role, chunk({"content": "Hi"})).chunks[:2] == (role, chunk({"content": "Hi"}))
 
 
-def test_what_holds_no_piece_counts_towards_the_limit_of_an_answer() -> None:
+@pytest.mark.parametrize("index", [0, 1])
+def test_what_is_passed_on_counts_towards_the_limit_of_an_answer(index: int) -> None:
     limits = Limits(max_event_bytes=10_000, max_answer_bytes=5_000)
-    other = json.dumps({"choices": [{"index": 1, "delta": {"content": "x" * 1000}}]}).encode()
-    decoded = passed(*[other] * 6, limits=limits)
+    each = {"index": index, "delta": {"content": "x"}, "logprobs": {"content": ["x" * 1000]}}
+    decoded = passed(*[json.dumps({"choices": [each]}).encode()] * 6, limits=limits)
     assert decoded.problem.code == "upstream_protocol"
 
 
@@ -157,6 +160,31 @@ def test_several_choices_are_whole_when_all_are() -> None:
     assert decode(begun, choice(1, finish="length"), passing=both).complete.finish_reason == "stop"
     # A service that knows no `n` answers once; nothing shows that before its end.
     assert decode(choice(0, "a", "stop"), passing=both).complete.finish_reason == "stop"
+
+
+def test_a_choice_that_has_finished_stays_so() -> None:
+    both = Passing(usage=False, choices=2)
+    said = choice(1, "b", "stop") + choice(0, "a", "stop") + choice(1, "late") + choice(7, "nobody asked")
+    assert decode(said, passing=both).complete.finish_reason == "stop"
+
+
+@pytest.mark.parametrize("more", [{"finish_reason": "error"}, {"error": {"message": "boom", "code": 502}}])
+def test_a_choice_that_fails_fails_the_answer(more: dict[str, Any]) -> None:
+    failed = event({"choices": [{"index": 1, "delta": {}} | more]})
+    decoded = decode(choice(1, "b") + failed + choice(0, "a", "stop"), passing=Passing(usage=False, choices=2))
+    assert decoded.problem.code == "upstream_error"
+
+
+def test_chunks_that_carry_nothing_are_held_back_up_to_a_bound() -> None:
+    idle = json.dumps({"id": "c1", "choices": []}).encode()
+    decoded = passed(*[idle] * 1000, chunk({"content": "Hi"}))
+    assert len(decoded.chunks) <= MAX_HELD_BACK + MAX_FRAMES_PER_CALL + 2  # those of the last turn are not held back
+
+
+@pytest.mark.parametrize("odd", [b"9" * 5000, b"[" * 600 + b"]" * 600], ids=["a long number", "a deep list"])
+def test_what_cannot_be_written_anew_ends_the_answer(odd: bytes) -> None:
+    payload = b'{"choices":[{"index":0,"delta":null}],"x":' + odd + b"}"
+    assert passed(chunk({"content": "Hi"}), payload).problem.code == "upstream_protocol"
 
 
 def test_a_whole_completion_becomes_one_chunk_of_all_its_choices() -> None:

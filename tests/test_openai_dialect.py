@@ -107,7 +107,12 @@ async def test_a_cancel_is_an_error_and_no_done() -> None:
         await upstream.wait_for(lambda upstream: upstream.aborted == 1)
     [said, failed] = payloads(body)
     assert read([said]).text == "Half"
-    assert json.loads(failed)["error"]["code"] == "cancelled"
+    error = json.loads(failed)["error"]
+    assert (error["code"], error["partial"], error["request_id"]) == (
+        "cancelled",
+        True,
+        response.headers["x-request-id"],
+    )
 
 
 @pytest.mark.parametrize("stream", [True, False])
@@ -120,6 +125,16 @@ async def test_a_client_that_leaves_ends_the_generation(stream: bool) -> None:
         connection.close()
         await upstream.wait_for(lambda upstream: upstream.aborted == 1)
         await until(lambda: not relay.generations)
+
+
+async def test_a_whole_answer_that_its_client_does_not_take_is_cut_off() -> None:
+    async with Upstream() as upstream, running(upstream.base_url, send_timeout_seconds=0.2) as relay:
+        upstream.script((head(), *[chunk("x" * 1_000_000)] * 16, finish(), done()))
+        async with connect(relay.port) as connection:
+            connection.stop_reading()
+            connection.write("POST", PATH, asked(stream=False))
+            await until(lambda: relay.blocked, 5)
+            await until(lambda: not relay.server_state.connections, 5)
 
 
 async def test_a_heartbeat_is_a_comment_without_a_blank_line() -> None:

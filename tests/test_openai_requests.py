@@ -71,6 +71,17 @@ async def test_limits_come_as_headers(headers: dict[str, str], code: str, status
         assert json.loads(body)["error"]["param"].lower() == next(iter(headers))
 
 
+async def test_options_that_upstream_refuses_are_their_senders_fault_alone() -> None:
+    refusal = status(400, b'{"error":{"message":"unknown stream_options"}}')
+    async with Upstream() as upstream, running(upstream.base_url) as relay:
+        upstream.script(refusal, answer("Hi", usage=(3, 9)))
+        response, _ = await post(relay.port, asked(stream_options={"bogus": 1}))
+        _, body = await post(relay.port, asked(stream=False))
+    assert response.status == 400
+    assert [request.body["stream_options"]["include_usage"] for request in upstream.requests] == [True, True]
+    assert json.loads(body)["usage"]["total_tokens"] == 12
+
+
 async def test_a_key_attaches_in_its_own_dialect_alone() -> None:
     headers = subject("a") | {"idempotency-key": "k"}
     async with Upstream() as upstream, running(upstream.base_url) as relay:

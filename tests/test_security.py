@@ -173,6 +173,7 @@ ASKED = [
     *("content-type", "authorization", "last-event-id", "idempotency-key", "x-request-id", "x-on-disconnect"),
     *("x-timeout-connect", "x-timeout-first-token", "x-timeout-idle", "x-timeout-total"),
     *("x-stainless-lang", "x-stainless-package-version", "x-stainless-os", "x-stainless-arch"),
+    *("openai-organization", "openai-project", "x-stainless-raw-response"),
     *("x-stainless-runtime", "x-stainless-runtime-version", "x-stainless-retry-count", "x-stainless-timeout"),
 ]
 

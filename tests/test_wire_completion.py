@@ -85,6 +85,25 @@ def test_what_an_earlier_entry_said_is_not_said_again() -> None:
     assert choice["message"]["content"] == "Hi"
 
 
+def test_the_first_that_names_the_completion_names_it() -> None:
+    azure = Passed(b'{"id":"","created":0,"model":"","choices":[],"prompt_filter_results":[1]}', None)
+    again = Passed(b'{"id":"c2","created":2,"model":"n","citations":["late"],"x":1e999,"choices":[]}', None)
+    document = whole(azure, chunk(0, {"content": "Hi"}), again)
+    assert (document["id"], document["created"], document["model"]) == ("c1", 1, "m")
+    assert (document["citations"], document.get("x")) == (["late"], None)
+
+
+def test_only_a_delta_grows() -> None:
+    safe = {"content_filter_results": {"severity": "safe"}, "message": {"content": "said so far"}}
+    [choice] = whole(chunk(0, {"content": "H"}, **safe), chunk(0, {"content": "i"}, **safe))["choices"]
+    assert (choice["message"]["content"], choice["content_filter_results"]) == ("Hi", {"severity": "safe"})
+
+
+@pytest.mark.parametrize("calls", [[None], "abc", [{"index": [1], "id": "a"}]])
+def test_odd_tool_calls_are_no_fault_of_ours(calls: Any) -> None:
+    assert whole(chunk(0, {"content": "Hi", "tool_calls": calls}))["choices"][0]["message"]["content"] == "Hi"
+
+
 def test_a_chunk_that_is_nested_too_deeply_is_refused() -> None:
     deep = b'{"choices":[{"index":0,"delta":{"x":' + b"[" * 100_000 + b"]" * 100_000 + b"}}]}"
     with pytest.raises(RelayError, match="nested too deeply"):

@@ -11,13 +11,13 @@ from app.api import schema
 from app.request.ag_ui import RunInput
 from app.request.ai_sdk import ChatBody
 from app.request.native import ChatRequest
-from app.request.openai import Completion
+from app.request.openai import CompletionRequest
 from app.wire.schema import FRAMING, TEXT, Schema, definitions, object_of, or_null
 
 _REF: Final = "#/components/schemas/{model}"
 _BODIES: Final[dict[str, type[BaseModel]]] = {
     "/chat/stream": ChatRequest,
-    "/v1/chat/completions": Completion,
+    "/v1/chat/completions": CompletionRequest,
     "/api/chat": ChatBody,
     "/ag-ui": RunInput,
 }

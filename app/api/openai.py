@@ -1,8 +1,10 @@
 """The OpenAI dialect's endpoints, for every SDK that is told another base URL."""
 
+import json
+
 from fastapi import APIRouter
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from app.api import callers, intake, opening
 from app.api.collected import CollectedResponse
@@ -31,9 +33,14 @@ async def post_completion(request: Request) -> Response:
 @router.get("/models", summary="The models that can be asked for")
 async def get_models(request: Request) -> Response:
     models = await parts(request).catalogue.models()
-    return JSONResponse({"object": "list", "data": models}, headers=NO_STORE)
+    return _json({"object": "list", "data": models})
 
 
 @router.get("/models/{model:path}", summary="One of them")
 async def get_model(request: Request, model: str) -> Response:
-    return JSONResponse(await parts(request).catalogue.model(model), headers=NO_STORE)
+    return _json(await parts(request).catalogue.model(model))
+
+
+def _json(document: object) -> Response:
+    """In ASCII: half a surrogate pair in upstream's words is no fault of ours."""
+    return Response(json.dumps(document, separators=(",", ":")), headers=NO_STORE, media_type="application/json")

@@ -32,7 +32,8 @@ class Limits(msgspec.Struct, frozen=True):
     """What one upstream answer may cost, and whether it must say that it is whole.
 
     `max_event_bytes` holds for one frame, or a whole body that is no event stream; `max_answer_bytes` for the UTF-8 of
-    all text, reasoning, refusal and arguments. `finish_optional`: an end without a finish_reason counts as whole.
+    all text, reasoning, refusal and arguments, and of the JSON around them where it is passed on. `finish_optional`: an
+    end without a finish_reason counts as whole.
     """
 
     max_event_bytes: int
@@ -54,20 +55,21 @@ class Others:
     """
 
     def __init__(self, choices: int) -> None:
-        self._watched = choices > 1
+        self._choices = choices
         self.missing = set(range(1, choices))
         self.begun: set[int] = set()
 
-    def receive(self, choice: Choice) -> bool:
+    def asked(self, index: int) -> bool:
+        return 0 < index < self._choices
+
+    def receive(self, index: int, choice: Choice) -> bool:
         """Whether it carries something."""
-        if not self._watched or choice.index is None:
-            return False
         if choice.finish_reason:
-            self.missing.discard(choice.index)
-            self.begun.discard(choice.index)
+            self.missing.discard(index)
+            self.begun.discard(index)
             return True
-        self.begun.add(choice.index)
-        self.missing.add(choice.index)
+        if index in self.missing:
+            self.begun.add(index)
         return choice.delta is not None and choice.delta.carries
 
 
@@ -95,7 +97,8 @@ class Answer:
     @property
     def joining(self) -> bool:
         """Whether half a character waits for its other half."""
-        return bool(self._content.waiting or self._reasoning.waiting or self._refusal.waiting)
+        said = self._content.waiting or self._reasoning.waiting or self._refusal.waiting
+        return bool(said) or any(call.arguments.waiting for call in self._tools.calls.values())
 
     def take(self) -> list[Piece]:
         """The pieces since the last time."""
@@ -110,7 +113,7 @@ class Answer:
             if choice is None:
                 continue
             if choice.index:  # rule 8: choices other than index 0 are not ours
-                self._beside(choice)
+                error = self._beside(choice.index, choice) or error
                 continue
             if choice.delta is not None:
                 self._says(choice.delta)
@@ -160,10 +163,16 @@ class Answer:
             self._pieces += (ToolCall(call.index, None, None, rest) for rest in pieces(call.arguments.receive_eof()))
         self.end = end
 
-    def _beside(self, choice: Choice) -> None:
-        if self._others.receive(choice):
+    def _beside(self, index: int, choice: Choice) -> object:
+        """The failure of a choice that was asked for: it would be missing from an answer that looks whole."""
+        if not self._others.asked(index):
+            return None
+        if choice.error or choice.finish_reason in ERROR_REASONS:
+            return choice.error or {"message": choice.finish_reason}
+        if self._others.receive(index, choice):
             self.carrying = True
             self.carried += 1
+        return None
 
     def _says(self, says: Says) -> None:
         if thought := says.reasoning_content or says.reasoning:  # gateways send the same under both names

@@ -15,12 +15,18 @@ from collections.abc import Sequence
 from app.decode import tolerant
 from app.decode.fields import Chunk, ToolPart
 from app.decode.text import without_lone_surrogates
+from app.errors import RelayError
 from app.events import Delta, Passed, Piece, Reasoning, Refusal, ToolCall
 
 Object = dict[str, object]
 
+UNREADABLE = "upstream sent a chunk that cannot be passed on"
 
-class Chunks:
+MAX_HELD_BACK = 64
+"""Chunks before the first that carries something: one with the role; what comes beyond keeps a line alive."""
+
+
+class Passage:
     """`usage`: whether the client asked for the chunk that holds nothing but usage."""
 
     def __init__(self, *, usage: bool) -> None:
@@ -36,15 +42,12 @@ class Chunks:
         if not self._is_wanted(chunk):
             return self.made_up(pieces)
         if not as_is or not _is_readable(chunk, pieces):
-            document = tolerant.read(payload)
-            payload = _written(document, pieces) if isinstance(document, dict) else payload
+            payload = _written(_read(payload), pieces)
         return self._entries(payload, pieces)
 
     def receive_completion(self, body: bytes, pieces: Sequence[Piece]) -> list[Passed]:
         """A whole completion, not streamed, as the one chunk that says it all."""
-        document = tolerant.read(body)
-        if not isinstance(document, dict):
-            return []
+        document = _read(body)
         if not self._usage:
             document.pop("usage", None)
         for choice in _choices(document):
@@ -56,19 +59,25 @@ class Chunks:
         """Pieces that came in a chunk which cannot be passed on, in one that looks like its neighbours."""
         if not pieces:
             return []
-        last = tolerant.read(self._last)
-        known = last if isinstance(last, dict) else {}
-        kept = {name: known[name] for name in ("id", "created", "model") if name in known}
+        last = self._last_read()
+        kept = {name: last[name] for name in ("id", "created", "model") if name in last}
         choice: Object = {"index": 0, "delta": {}, "finish_reason": None}
         return self._entries(_written(kept | {"object": "chat.completion.chunk", "choices": [choice]}, pieces), pieces)
 
     def release(self, entries: Sequence[Passed], *, carrying: bool) -> list[Passed]:
         """What may go on: everything as soon as something was carried, and nothing before."""
-        self._held_back += entries
         if not carrying:
+            self._held_back += entries[: MAX_HELD_BACK - len(self._held_back)]
             return []
+        self._held_back += entries
         released, self._held_back = self._held_back, []
         return released
+
+    def _last_read(self) -> Object:
+        try:
+            return _read(self._last)
+        except RelayError:
+            return {}
 
     def _is_wanted(self, chunk: Chunk) -> bool:
         if chunk.error is not None or any(choice is not None and choice.error for choice in chunk.choices or ()):
@@ -110,6 +119,8 @@ def _is_readable(chunk: Chunk, pieces: Sequence[Piece]) -> bool:
     for choice in chunk.choices:
         if choice is None or choice.delta is None or choice.index is None:
             return False
+        if choice.delta.tool_calls and None in choice.delta.tool_calls:
+            return False
         if choice.delta.tool_calls and not choice.index:
             return _is_numbered(choice.delta.tool_calls, [piece for piece in pieces if isinstance(piece, ToolCall)])
     return True
@@ -124,8 +135,19 @@ def _is_numbered(parts: Sequence[ToolPart | None], calls: Sequence[ToolCall]) ->
     return None not in numbers and {call.index for call in calls} <= numbers and named == news
 
 
+def _read(payload: bytes) -> Object:
+    try:
+        document = tolerant.read(payload)
+    except ValueError:  # a number of 5,000 digits is JSON, and Python reads none
+        raise RelayError("upstream_protocol", UNREADABLE) from None
+    return document if isinstance(document, dict) else {}
+
+
 def _written(document: Object, pieces: Sequence[Piece]) -> bytes:
-    """The chunk anew; its first choice says what the pieces say, everything else what it said."""
+    """The chunk anew; its first choice says what the pieces say, everything else what it said.
+
+    Raises `RelayError` for one that is nested too deeply.
+    """
     choices = _choices(document)
     for choice in choices:
         delta = choice.get("delta")
@@ -133,7 +155,10 @@ def _written(document: Object, pieces: Sequence[Piece]) -> bytes:
         choice["index"] = tolerant.integer(choice.get("index")) or 0
         choice["delta"] = said if choice["index"] else _said(said, pieces)
     document = {name: value for name, value in document.items() if name != "error"}
-    written = json.dumps(_sendable(document | {"choices": choices}), ensure_ascii=False, separators=(",", ":"))
+    try:
+        written = json.dumps(_sendable(document | {"choices": choices}), ensure_ascii=False, separators=(",", ":"))
+    except RecursionError:
+        raise RelayError("upstream_protocol", UNREADABLE) from None
     return written.encode()
 
 
@@ -142,7 +167,7 @@ def _said(delta: Object, pieces: Sequence[Piece]) -> Object:
     thought = "".join(piece.reasoning for piece in pieces if isinstance(piece, Reasoning))
     refusal = "".join(piece.refusal for piece in pieces if isinstance(piece, Refusal))
     named = next((name for name in ("reasoning_content", "reasoning") if name in delta), "reasoning_content")
-    said: Object = dict(delta)
+    said: Object = {name: value for name, value in delta.items() if name != "tool_calls"}
     for name, text in (("content", content), (named, thought), ("refusal", refusal)):
         if text or delta.get(name):
             said[name] = text

@@ -11,7 +11,7 @@ from typing import Final
 
 from app.decode.answer import Answer, Complete, Limits
 from app.decode.chunk import read_chunk, read_completion
-from app.decode.chunks import Chunks
+from app.decode.chunks import Passage
 from app.decode.failure import loosely
 from app.decode.fields import Chunk
 from app.decode.inflate import ContentDecoder, Identity, content_decoder
@@ -45,7 +45,7 @@ class Decoder:
     ) -> None:
         self._max_event_bytes = limits.max_event_bytes
         self._answer = Answer(limits, choices=passing.choices if passing else 1)
-        self._chunks = Chunks(usage=passing.usage) if passing else None
+        self._chunks = Passage(usage=passing.usage) if passing else None
         self._passed: list[Passed] = []
         self._encoded: ContentDecoder = Identity()
         media_type = (content_type or "").partition(";")[0].strip().lower()
@@ -184,12 +184,11 @@ class Decoder:
         else:
             self._pass_on(self._chunks, payload, chunk, strict=strict)
 
-    def _pass_on(self, chunks: Chunks, payload: bytes, chunk: Chunk, *, strict: bool) -> None:
+    def _pass_on(self, chunks: Passage, payload: bytes, chunk: Chunk, *, strict: bool) -> None:
         as_is = strict and not self._answer.joining
         self._answer.receive(chunk)
         pieces = self._answer.take()
-        if not pieces:
-            self._answer.spend(len(payload))
+        self._answer.spend(len(payload))
         self._passed += chunks.receive(payload, chunk, pieces, as_is=as_is)
 
     def _collect(self, data: bytes) -> None:

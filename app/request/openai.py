@@ -25,7 +25,7 @@ class StreamOptions(BaseModel):
     include_usage: bool | None = None
 
 
-class Completion(BaseModel):
+class CompletionRequest(BaseModel):
     """What OpenAI calls a chat completion request. Fields that are not named here go upstream unread."""
 
     model_config = ConfigDict(extra="allow", strict=True)
@@ -38,16 +38,21 @@ class Completion(BaseModel):
     n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
 
 
-def parse(body: bytes) -> Completion:
+def parse(body: bytes) -> CompletionRequest:
     """Raises `invalid_request`, 400 when it is no JSON and 422 naming the field."""
     try:
-        return Completion.model_validate_json(body)
+        return CompletionRequest.model_validate_json(body)
     except ValidationError as error:
-        raise refusal(error, lambda loc: unknown_among(Completion.model_fields, loc[-1])) from None
+        raise refusal(error, lambda loc: unknown_among(CompletionRequest.model_fields, loc[-1])) from None
 
 
 def admit(
-    request: Completion, settings: Settings, timeouts: Mapping[str, float], names: Mapping[str, str], *, body_bytes: int
+    request: CompletionRequest,
+    settings: Settings,
+    timeouts: Mapping[str, float],
+    names: Mapping[str, str],
+    *,
+    body_bytes: int,
 ) -> Chat:
     """`timeouts` came as headers, whose `names` errors use; raises 422 without a model or above a cap."""
     model = chat.chosen_model(request.model, settings)

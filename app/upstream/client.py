@@ -76,7 +76,7 @@ class Upstream:
         try:
             return await self._open(payload, connect_s, sent, ask_usage=self._asks_usage)
         except RelayError as error:
-            if not (asked_usage and _refuses_usage(error)):
+            if not (asked_usage and _refuses_usage(error)) or _has_options(payload):
                 raise
         answer = await self._open(payload, connect_s, sent, ask_usage=False)
         self._asks_usage = False  # only now is it known that the field was at fault, and not the name of a model
@@ -155,11 +155,19 @@ async def _whole(answer: Answer) -> bytes:
 def _models(body: bytes) -> list[dict[str, Any]]:
     """OpenAI's list, or the bare array that some services send."""
     try:
-        document: Any = json.loads(body)
+        document: Any = json.loads(body, parse_constant=lambda _: None)
         models = document["data"] if isinstance(document, dict) else document
-        return [model for model in models if isinstance(model["id"], str)]
+        if not isinstance(models, list):
+            raise TypeError(models)
+        return [model for model in models if isinstance(model, dict) and isinstance(model.get("id"), str)]
     except (ValueError, LookupError, TypeError, RecursionError):
         raise RelayError("upstream_protocol", "upstream sent no list of models") from None
+
+
+def _has_options(payload: dict[str, object]) -> bool:
+    """Whether the caller sent options of its own: a refusal may be of them, and then it is the caller's."""
+    options = payload.get("stream_options")
+    return isinstance(options, dict) and bool(options.keys() - {"include_usage"})
 
 
 def _refuses_usage(error: RelayError) -> bool:

@@ -14,7 +14,7 @@ from typing import Final, Literal
 import msgspec
 
 from app.events import Delta, Done, Event, Failed, Passed, Reasoning, Refusal, Start, ToolCall, Usage
-from app.wire.dialect import batch, failure
+from app.wire.dialect import batch, failure_of
 from app.wire.native import usage_json
 
 PROTOCOL_VERSION: Final = "1.0"
@@ -138,7 +138,7 @@ class Events:
 
     def _ended(self, terminal: Done | Failed) -> str:
         closing = self._turn_to(None)
-        if problem := failure(terminal):
+        if problem := failure_of(terminal):
             told = {"message": problem.message, "code": problem.code}
             return closing + _line("RUN_ERROR", told | self._accounts(terminal))
         calls = [*self._calls.values()]

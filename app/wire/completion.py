@@ -1,10 +1,12 @@
 """Chunks → the one completion that they add up to, for a client of the OpenAI dialect that asked for no stream.
 
-What a chunk says is added to what was said: text to text, list to list, entries with an `index` to the one of that
-index; of anything else the last word counts. So fields that nobody told us of arrive too.
+What a `delta` or its logprobs say is added to what was said: text to text, list to list, entries with an `index` to the
+one of that index. Of anything else the last word counts, but for the completion's own name. So fields that nobody told
+us of arrive too.
 """
 
 import json
+import math
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -15,6 +17,10 @@ Object = dict[str, Any]
 
 SAID_ONCE: Final = {"id", "type", "role", "name", "format", "signature"}
 """Text that some upstreams repeat with every chunk."""
+
+
+FIRST: Final = ("id", "created", "model")
+"""What the first chunk that says it says for all."""
 
 
 class Text:
@@ -37,7 +43,7 @@ class Completion:
         try:
             for event in events:
                 if isinstance(event, Passed) and event.chunk:
-                    self._add(json.loads(event.chunk))
+                    self._add(json.loads(event.chunk, parse_float=_finite))
         except RecursionError:
             raise RelayError("upstream_protocol", "upstream sent a chunk that is nested too deeply") from None
         except ValueError:  # a number of 5,000 digits is JSON, and Python reads none
@@ -59,8 +65,19 @@ class Completion:
         self._usage = chunk.pop("usage", None) or self._usage
         chunk.pop("obfuscation", None)
         for choice in chunk.pop("choices", None) or ():
-            self._choices[choice["index"]] = _grown(self._choices.get(choice["index"]), choice, "")
-        self._head = {name: value for name, value in chunk.items() if value is not None} | self._head
+            known = self._choices.setdefault(choice["index"], {})
+            known["delta"] = _grown(known.get("delta"), choice.pop("delta", None), "")
+            if logprobs := choice.pop("logprobs", None):
+                known["logprobs"] = _grown(known.get("logprobs"), logprobs, "")
+            known |= {name: value for name, value in choice.items() if value is not None}
+        told = {name: value for name, value in chunk.items() if value}  # Azure's first chunk has an empty id and model
+        self._head |= told | {name: self._head[name] for name in FIRST if name in self._head}
+
+
+def _finite(digits: str) -> float | None:
+    """1e999 is JSON, and infinity to Python, which no JSON can say."""
+    number = float(digits)
+    return None if math.isinf(number) else number
 
 
 def _grown(old: Any, new: Any, name: str) -> Any:
@@ -87,23 +104,30 @@ def _grown(old: Any, new: Any, name: str) -> Any:
 
 
 def _extended(items: list[Any], new: list[Any]) -> list[Any]:
-    places = {item["index"]: at for at, item in enumerate(items) if isinstance(item, dict) and "index" in item}
     for item in new:
-        index = item.get("index") if isinstance(item, dict) else None
-        if index is not None and index in places:
-            items[places[index]] = _grown(items[places[index]], item, "")
-        else:
-            places |= {} if index is None else {index: len(items)}
+        if not _numbered(item):
+            items.append(item)
+            continue
+        index = item["index"]
+        place = next((at for at, known in enumerate(items) if _numbered(known) and known["index"] == index), None)
+        if place is None:
             items.append(_grown(None, item, ""))
+        else:
+            items[place] = _grown(items[place], item, "")
     return items
+
+
+def _numbered(item: Any) -> bool:
+    return isinstance(item, dict) and isinstance(item.get("index"), int)
 
 
 def _choice(grown: Object) -> Object:
     choice: Object = _joined(grown)
     repeated = choice.pop("message", None)  # by Perplexity, in every chunk, what was said so far
     message = {"role": "assistant", "content": None} | (choice.pop("delta", None) or repeated or {})
-    for call in message.get("tool_calls") or ():
-        call.pop("index", None)
+    if isinstance(calls := message.get("tool_calls"), list):
+        told = [call for call in calls if isinstance(call, dict)]
+        message["tool_calls"] = [{name: item for name, item in call.items() if name != "index"} for call in told]
     return {"index": choice.pop("index"), "message": message, "finish_reason": None} | choice
 
 
@@ -114,6 +138,6 @@ def _joined(value: Any) -> Any:
         case dict():
             return {name: _joined(item) for name, item in value.items()}
         case list():
-            return [_joined(item) for item in value]
+            return [_joined(item) if _numbered(item) else item for item in value]
         case _:
             return value

@@ -48,7 +48,7 @@ def batch(events: Sequence[Event], block: Callable[[Event], bytes]) -> tuple[byt
     return b"".join(blocks), len(blocks)
 
 
-def failure(terminal: Done | Failed) -> Problem | None:
+def failure_of(terminal: Done | Failed) -> Problem | None:
     """Why there is no whole answer, for dialects that have no word for one that was cancelled but an error."""
     match terminal:
         case Failed(error=problem):

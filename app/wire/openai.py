@@ -10,7 +10,7 @@ from typing import Final
 
 from app.errors import Problem
 from app.events import Done, Event, Failed, Passed
-from app.wire.dialect import batch, failure
+from app.wire.dialect import batch, failure_of
 
 END: Final = b"data: [DONE]\n\n"
 PING: Final = b": ping\n"
@@ -24,6 +24,7 @@ class Chunks:
 
     def __init__(self, request_id: str) -> None:
         self._request_id = request_id
+        self._partial = False
 
     def encode(self, _first_seq: int, events: Sequence[Event], _live_from: int | None) -> tuple[bytes, int]:
         return batch(events, self._block)
@@ -32,18 +33,19 @@ class Chunks:
         return PING
 
     def end(self, terminal: Done | Failed) -> bytes:
-        return b"" if failure(terminal) else END
+        return b"" if failure_of(terminal) else END
 
     def _block(self, event: Event) -> bytes:
         match event:
             case Passed(chunk=chunk):
+                self._partial = True
                 return b"data: " + chunk + b"\n\n" if chunk else b""
             case Done() | Failed():
-                problem = failure(event)
+                problem = failure_of(event)
                 return b"data: " + self._error(problem) + b"\n\n" if problem else b""
             case _:
                 return b""
 
     def _error(self, problem: Problem) -> bytes:
-        told = problem.as_json() | {"request_id": self._request_id}
+        told = problem.as_json() | {"request_id": self._request_id, "partial": self._partial}
         return json.dumps({"error": told}, separators=(",", ":")).encode("ascii")
