@@ -6,9 +6,9 @@ client's departure would go unseen.
 
 import asyncio
 import json
-from typing import Final
+from typing import Final, cast
 
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from app.api.response import ABORT
 from app.errors import RelayError, invalid_request
@@ -34,6 +34,20 @@ class UnreadBody(Exception):
 
 class UpgradeWithBody(Exception):
     """A request that would change the protocol and has a body (curl --http2, Java's client): llhttp loses the body."""
+
+
+class Parting:
+    """The transport of the last answer of a connection: uvicorn would close it before the client is seen off."""
+
+    def __init__(self, cycle: RequestResponseCycle) -> None:
+        transport = cycle.transport
+        self.write, self.is_closing = transport.write, transport.is_closing
+        self._close = transport.close
+        self._cycle = cycle
+
+    def close(self) -> None:
+        if not self._cycle.more_body:
+            self._close()
 
 
 class Protocol(HttpToolsProtocol):
@@ -97,6 +111,8 @@ class Protocol(HttpToolsProtocol):
         super().on_headers_complete()
         if self.draining:
             self.cycle.keep_alive = False
+        if not self.cycle.keep_alive:
+            self.cycle.transport = cast(asyncio.Transport, Parting(self.cycle))
 
     def on_body(self, body: bytes) -> None:
         self._body_bytes += len(body)

@@ -88,6 +88,18 @@ async def test_the_answer_to_a_body_too_large_is_read_by_fetch(relay: Relay) -> 
     assert output == b"413 body\n"
 
 
+async def test_the_answer_to_a_body_too_large_outlives_a_connection_that_is_to_be_closed(relay: Relay) -> None:
+    size = 12_000_000
+    async with connect(relay.port) as connection:
+        connection.writer.write(HEAD % b"application/json" + b"connection: close\r\ncontent-length: %d\r\n\r\n" % size)
+        response = await connection.head()
+        for _ in range(size // 100_000):  # under way when the answer is there: unread it would reset the connection
+            connection.writer.write(b"x" * 100_000)
+            await connection.writer.drain()
+        assert (response.status, (await response.json())["error"]["param"]) == (413, "body")
+        assert await connection.rest() == b""
+
+
 @pytest.mark.parametrize("name", ["origin", "referer"])
 async def test_an_address_that_is_none_is_no_evidence(relay: Relay, name: str) -> None:
     async with connect(relay.port) as connection:
