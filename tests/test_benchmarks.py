@@ -55,7 +55,7 @@ def test_what_is_no_request_is_refused_and_counted(programs: Path, upstream_port
     assert upstream_stats(upstream_port).started == 0
 
 
-@pytest.mark.parametrize("when", [{"ABORT_AFTER": 3}, {"ABORT_AFTER_MS": 100}, {"ABORT_SPREAD_MS": 100}])
+@pytest.mark.parametrize("when", [{"ABORT_AFTER": 3}, {"ABORT_AFTER_MS": 500}, {"ABORT_SPREAD_MS": 500}])
 @pytest.mark.parametrize("model", ["sim-1000-20000-8", "sim-1000-20000-8-60"])
 def test_every_departure_is_seen_by_upstream(
     programs: Path, upstream_port: int, model: str, when: dict[str, int]
