@@ -26,7 +26,12 @@ class Chats:
         self._chat_of: dict[str, tuple[Caller, str]] = {}
 
     def begun(self, chat_id: str, awaited: Awaited) -> None:
-        """The chat of the generation's owner waits for it now; one before it lives on by its own policy."""
+        """The chat of the generation's owner waits for it now; one before it lives on by its own policy.
+
+        Nothing changes for one that had begun before, and was only asked for again under its key.
+        """
+        if awaited.generation.id in self._chat_of:
+            return
         chat = (awaited.generation.owner, chat_id)
         self._awaited[chat] = awaited
         self._chat_of[awaited.generation.id] = chat

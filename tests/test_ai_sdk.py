@@ -318,10 +318,34 @@ async def test_who_stays_away_ends_the_generation() -> None:
         await nothing_remains(relay)
 
 
-async def test_leaving_while_the_status_is_held_ends_the_generation() -> None:
+async def test_an_answer_that_was_refused_is_not_told_again() -> None:
+    async with Upstream() as upstream, running(upstream.base_url, attempts=1) as relay:
+        upstream.script(status(500))
+        assert (await post(relay.port))[0].status == 502
+        await nothing_remains(relay)
+        response, body = await fetch(relay.port, "GET", STREAM, headers=OWNER)
+    assert (response.status, body) == (204, b"")
+
+
+async def test_an_answer_is_waited_for_also_while_the_status_is_held() -> None:
+    goes_on = asyncio.Event()
+    async with Upstream() as upstream, running(upstream.base_url) as relay, connect(relay.port) as client:
+        upstream.script((wait(goes_on), *answer("Hello")))
+        client.write("POST", PATH, asked(), OWNER)
+        await upstream.wait_for(lambda upstream: upstream.active == 1)
+        client.close()
+        await until(lambda: not relay.generations[0].log.readers)
+        goes_on.set()
+        response, body = await fetch(relay.port, "GET", STREAM, headers=OWNER)
+        await nothing_remains(relay)
+    assert (response.status, len(upstream.requests)) == (200, 1)
+    assert text_of([part_of(block) for block in body.decode().split("\n\n")[:-1]]) == "Hello"
+
+
+async def test_who_leaves_without_a_cookie_while_the_status_is_held_ends_the_generation() -> None:
     async with Upstream() as upstream, running(upstream.base_url) as relay, connect(relay.port) as client:
         upstream.script(silent())
-        client.write("POST", PATH, asked(), OWNER)
+        client.write("POST", PATH, asked())
         await upstream.wait_for(lambda upstream: upstream.active == 1)
         client.close()
         await upstream.wait_for(lambda upstream: upstream.aborted == 1)
@@ -437,6 +461,18 @@ async def test_an_idempotency_key_attaches_to_the_same_message() -> None:
     assert first[1] == second[1]
     assert len(upstream.requests) == 1
     assert (response.status, error["param"]) == (400, "Idempotency-Key")
+
+
+async def test_an_older_answer_that_is_asked_for_again_leaves_the_chat_at_the_newer() -> None:
+    keyed = OWNER | {"idempotency-key": "k"}
+    async with Upstream() as upstream, running(upstream.base_url) as relay, connect(relay.port) as client:
+        upstream.script(answer("old"), (head(), chunk("new"), hang()))
+        first = await post(relay.port, headers=keyed)
+        await begun(client)
+        assert (await post(relay.port, headers=keyed))[1] == first[1]
+        assert (await fetch(relay.port, "DELETE", STREAM, headers=OWNER))[0].status == 202
+        await upstream.wait_for(lambda upstream: upstream.aborted == 1)
+        await nothing_remains(relay)
 
 
 async def test_what_outgrew_its_log_can_only_be_read_live() -> None:

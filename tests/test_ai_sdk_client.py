@@ -108,6 +108,25 @@ async def test_after_a_reload_the_answer_goes_on_for_a_visitor_of_a_moment(relay
     assert len(relay[1].requests) == 1
 
 
+async def test_after_a_reload_before_the_first_word_the_answer_comes(relay: tuple[Relay, Upstream]) -> None:
+    more = asyncio.Event()
+    async with page(relay[0].port) as client:
+        relay[1].script(answer("first"), (wait(more), *answer("one two")))
+        await client.do("open")
+        await client.do("ask", text="hi")
+        await client.over()
+        await client.do("ask", text="again")
+        await relay[1].wait_for(lambda upstream: len(upstream.requests) == 2, 5)
+        await client.do("reload")
+        [generation] = relay[0].generations
+        await until(lambda: not generation.log.readers)
+        await client.do("resume")
+        await until(lambda: len(generation.log.readers) == 1, 5)
+        more.set()
+        state = await client.over()
+    assert (state.status, state.text, len(state.messages)) == ("ready", "one two", 4)
+
+
 async def test_a_cut_connection_is_an_error_and_the_answer_can_be_resumed(relay: tuple[Relay, Upstream]) -> None:
     wire = Wire(relay[0].port)
     await wire.open()

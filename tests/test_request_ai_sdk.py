@@ -1,6 +1,7 @@
 """What the AI SDK's transport sends becomes OpenAI's list, as the SDK's own conversion has it, or an error by name."""
 
 import json
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -268,6 +269,12 @@ def test_a_fault_of_a_message_is_named(messages: list[Object], param: str) -> No
     problem = refused(*messages)
     assert problem.param == param
     assert problem.message.startswith(param)
+
+
+def test_what_audio_is_is_seen_at_the_beginning_of_its_url() -> None:
+    began = time.perf_counter()
+    assert refused(message("user", file("audio/wav", "data:" * 50_000))).param == f"{USER}.url"
+    assert time.perf_counter() - began < 1  # a millisecond; searched for at every `data:` it is many seconds
 
 
 @pytest.mark.parametrize("chat_id", ["", ".", "..", "a/b", "a b", "é", "x" * 129, "a\n", 7, None])

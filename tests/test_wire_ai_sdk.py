@@ -1,6 +1,7 @@
 """The AI SDK dialect's bytes: parts that are opened, written and closed in order, the same however they are batched."""
 
 import json
+import tracemalloc
 from collections.abc import Sequence
 from typing import Any
 
@@ -215,6 +216,17 @@ def test_a_call_beyond_the_bound_of_arguments_is_an_error_and_no_call_without_th
         ("tool-input-error", ""),
     ]
     assert [part["inputTextDelta"] for part in parts if "inputTextDelta" in part] == [p.arguments for p in pieces]
+
+
+def test_arguments_in_single_characters_cost_a_reader_no_more_than_whole_ones() -> None:
+    message = Message()
+    message.encode(0, [Start(SID, "m", True), call(0, id="c", name="f")], None)
+    tracemalloc.start()
+    for at in range(100_000):
+        message.encode(0, [call(0, chr(0x4E00 + at % 1000))], None)  # kept one by one they are 80 bytes each
+    kept_bytes, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert kept_bytes < 2_000_000
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from typing import Final
 
+import msgspec
 from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -30,6 +31,8 @@ async def post_chat(request: Request) -> Response:
     opened = opening.begin(request, owner, chat, body, chosen=asked.on_disconnect, waits=True)
     awaited = Awaited(opened.generation, asked.continued_id or opened.generation.id)
     app.streams.chats.begun(asked.id, awaited)
+    # Who has the cookie finds the answer by the chat's id, also when the page is loaded again before the head has left.
+    opened = msgspec.structs.replace(opened, known=visitor.set_cookie is None)
     return _response(request, opened, awaited, hold_s=app.settings.hold_status_seconds)
 
 

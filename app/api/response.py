@@ -105,6 +105,8 @@ class StreamResponse(EventSourceResponse):
         problem = await self._held() if self._hold_s else None
         if problem is not None:
             await self._refuse(problem, scope, receive, send)
+            if self.active:
+                self._reader.skip()  # the client knows how it ended
         elif self.active:
             await self._stream_response(send)
 

@@ -212,6 +212,10 @@ class Reader:
         self.cursor += count
         self.log.moved()
 
+    def skip(self) -> None:
+        """Takes all that there is, unseen."""
+        self.advance(self.log.next_seq - 1 - self.cursor)
+
     @property
     def behind(self) -> bool:
         return self.cursor + 1 < self.log.next_seq

@@ -158,10 +158,12 @@ def _file(where: str, part: Part) -> Object:
         case "image":
             return {"type": "image_url", "image_url": {"url": url}}
         case "audio":
-            data = _BASE64.sub("", url, count=1)
-            if data == url:
+            # At the beginning alone: tried at every `data:` of a URL without a comma it would hold the loop for hours.
+            head = _BASE64.match(url)
+            if head is None:
                 raise _fault(f"{where}.url", "audio is a data: URL in base64")
-            return {"type": "input_audio", "input_audio": {"data": data, "format": _FORMATS.get(subtype, subtype)}}
+            audio = {"data": url[head.end() :], "format": _FORMATS.get(subtype, subtype)}
+            return {"type": "input_audio", "input_audio": audio}
         case _:
             name = part.filename or f"part-{where.rpartition('.')[2]}.{subtype}"
             return {"type": "file", "file": {"filename": name, "file_data": url}}
