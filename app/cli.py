@@ -98,9 +98,10 @@ def chat(
     as_json: Json = False,
 ) -> None:
     """Talk to a relay: the answer is typed as it arrives. Ctrl-C stops it."""
-    if not url.startswith(("http://", "https://")):
-        _refuse(f"{url} is no URL; it begins with http:// or https://")
-    talk = Chat(url, model=model, system=system)
+    try:
+        talk = Chat(url, model=model, system=system)
+    except ValueError as error:
+        _refuse(str(error))
     if prompt is None and sys.stdin.isatty():
         if as_json:
             _refuse('--json needs a question: `sse-relay chat --json "…"`, or one on stdin')

@@ -82,7 +82,12 @@ async def test_no_relay_is_exit_2(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("arguments", "why"),
-    [(("hi", "--url", "localhost:8000"), "http://"), ((), "question is empty"), (("hi", "--bogus"), "--bogus")],
+    [
+        (("hi", "--url", "localhost:8000"), "http://"),
+        (("hi", "--url", "http://[::1"), "is no URL"),
+        ((), "question is empty"),
+        (("hi", "--bogus"), "--bogus"),
+    ],
 )
 async def test_bad_usage_is_exit_2(tmp_path: Path, arguments: tuple[str, ...], why: str) -> None:
     finished = await run(tmp_path, "chat", *arguments)

@@ -1,11 +1,11 @@
 """The Python client against a relay by script: what it asks, what it makes of the answers, and each failure by name."""
 
+import asyncio
+
 import pytest
 
-from app.client import Answer, Message, ToolCall
-from app.client.events import Timings
+from app.client import Answer, AsyncRelayClient, Message, RelayClient, Timings, ToolCall, Usage
 from app.client.wire import Lines
-from app.events import Usage
 from tests.relay_script import (
     STREAM_HEADERS,
     TIMINGS,
@@ -159,10 +159,23 @@ async def test_a_refusal_is_raised_with_all_it_says(twin: Twin, shape: str) -> N
         (opened(), send(b"data: {no json}\n\n")),
         (opened(), send(b'data: {"type":7}\n\n')),
         (opened(), send(b"data: \xff\n\n")),
+        (opened(), send(b'data: {"x":' + b"[" * 2**16 + b"\n\n")),
+        status(500, b'{"x":' + b"[" * 2**16),
         (opened(), send(b"data: " + b"x" * 2**20), send(b"y" * 2**16)),
         (head(404, {}), send(b"x" * 2**20), hang()),
     ],
-    ids=["html", "redirect", "other service", "no json", "no event", "no text", "endless line", "endless refusal"],
+    ids=[
+        "html",
+        "redirect",
+        "other service",
+        "no json",
+        "no event",
+        "no text",
+        "nested",
+        "nested refusal",
+        "endless line",
+        "endless refusal",
+    ],
 )
 async def test_what_is_no_relay_is_told_apart(twin: Twin, answer: Steps) -> None:
     async with scripted(twin, answer) as (_, client):
@@ -191,6 +204,20 @@ async def test_nothing_listening_is_unreachable(twin: Twin) -> None:
                 await asked
 
 
+@pytest.mark.parametrize("kind", [RelayClient, AsyncRelayClient])
+@pytest.mark.parametrize("url", ["", "localhost:8000", "http://", "http://[::1", "ftp://localhost"])
+def test_what_is_no_url_is_said_at_once(kind: type[RelayClient | AsyncRelayClient], url: str) -> None:
+    with pytest.raises(ValueError, match="is no URL"):
+        kind(url)
+
+
+@pytest.mark.parametrize("kind", [RelayClient, AsyncRelayClient])
+def test_a_key_that_cannot_be_sent_is_not_in_the_refusal(kind: type[RelayClient | AsyncRelayClient]) -> None:
+    with pytest.raises(ValueError, match="Authorization") as refusal:
+        kind("http://127.0.0.1:8000", headers={"Authorization": "Bearer sk-secret\n"})
+    assert "sk-secret" not in str(refusal.value)
+
+
 @both
 async def test_a_question_is_not_asked_twice(twin: Twin) -> None:
     async with scripted(twin, (reset(),)) as (relay, client):
@@ -198,6 +225,20 @@ async def test_a_question_is_not_asked_twice(twin: Twin) -> None:
         assert len(relay.requests) == 1
     assert seen
     assert (seen.code, seen.retryable) == ("unreachable", True)
+
+
+async def test_a_question_that_was_broken_off_is_not_asked_again() -> None:
+    async with scripted("async", (hang(),), whole("again")) as (relay, client):
+        stream = client.stream("hi")
+        asking = asyncio.create_task(anext(stream))
+        await relay.wait_for(lambda relay: relay.active == 1)
+        asking.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asking
+        _, seen = await read(stream)
+        assert len(relay.requests) == 1
+    assert seen
+    assert (seen.code, seen.retryable) == ("connection_lost", True)
 
 
 @both

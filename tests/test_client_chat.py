@@ -161,3 +161,20 @@ async def test_an_interrupt_stops_the_answer(monkeypatch: pytest.MonkeyPatch) ->
         await relay.wait_for(lambda relay: not relay.connections)
         assert [request.method for request in relay.requests] == ["POST", "DELETE"]
     assert [message.content for message in history] == ["a", "Half"]
+
+
+async def test_a_cancelled_reader_stops_the_answer() -> None:
+    async with scripted("async", *until_deleted("Half")) as (relay, client):
+        chat = chat_with(client)
+
+        async def read_on() -> None:
+            async for _ in chat.ask("a"):
+                pass
+
+        reading = asyncio.create_task(read_on())
+        await until(lambda: chat._turn is not None and chat._turn.seq == 1, 5)
+        reading.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await reading
+        assert [request.method for request in relay.requests] == ["POST", "DELETE"]
+    assert [message.content for message in chat.history] == ["a", "Half"]

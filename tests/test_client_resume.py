@@ -127,6 +127,15 @@ async def test_a_stream_that_is_gone_says_so_and_that_text_had_come(twin: Twin) 
 
 
 @both
+async def test_a_stream_that_is_over_without_its_end_is_no_answer(twin: Twin) -> None:
+    cut = opened(), start(), delta(1, "Half"), reset()
+    async with scripted(twin, cut, status(204)) as (_, client):
+        _, seen = await read(client.stream("hi"))
+    assert seen
+    assert (seen.status, seen.partial) == (204, True)
+
+
+@both
 async def test_a_stream_without_a_terminal_event_is_no_answer(twin: Twin) -> None:
     async with scripted(twin, (opened(), start(), delta(1, "Half"), end())) as (_, client):
         _, seen = await read(client.stream("hi"))

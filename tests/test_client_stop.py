@@ -10,7 +10,7 @@ import pytest
 from app.client import AsyncAnswerStream
 from app.client.steps import Pause
 from tests.relay import until
-from tests.relay_script import delta, done, opened, refused, start, whole
+from tests.relay_script import delta, done, end, failed, opened, refused, start, whole
 from tests.test_client_twins import DEADLINE_SECONDS, Twin, both, read, scripted, text_of, until_deleted
 from tests.upstream import Answer, hang, reset, status, wait
 
@@ -117,6 +117,29 @@ async def test_what_was_stopped_does_not_fail(twin: Twin) -> None:
         events, failure = await read(stream)
         assert [request.method for request in relay.requests] == ["POST", "DELETE", "GET"]
     assert (text_of(events), events[-1].finish_reason, failure) == ("Half", "cancelled", None)
+
+
+@both
+async def test_a_failure_after_the_stop_is_an_end(twin: Twin) -> None:
+    generation, deleted = until_deleted()
+    failing = *generation[:-1], failed(2, "upstream_timeout", partial=True), end()
+    async with scripted(twin, failing, deleted) as (_, client):
+        stream = client.stream("hi")
+        await anext(stream)
+        await stream.stop()
+        events, failure = await read(stream)
+    assert ([event.finish_reason for event in events], failure) == ([None, "cancelled"], None)
+
+
+@both
+async def test_a_stop_after_its_client_was_closed_raises_nothing(twin: Twin) -> None:
+    async with scripted(twin, (opened(), start(), delta(1, "Half"), hang())) as (_, client):
+        stream = client.stream("hi")
+        await anext(stream)
+        await client.close()
+        await stream.stop()
+        await stream.close()
+    assert stream.answer.status == "running"
 
 
 @both

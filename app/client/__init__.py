@@ -16,6 +16,7 @@ from app.client.conversation import Message
 from app.client.events import Answer, ClientEvent, Timings, ToolCall, ToolCallPiece
 from app.client.problems import ErrorObject, RelayProblem
 from app.client.sync_client import AnswerStream, RelayClient
+from app.events import Usage
 
 __all__ = [
     "Answer",
@@ -32,4 +33,5 @@ __all__ = [
     "Timings",
     "ToolCall",
     "ToolCallPiece",
+    "Usage",
 ]

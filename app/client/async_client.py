@@ -18,7 +18,7 @@ T = TypeVar("T")
 class AsyncRelayClient:
     """One relay. `reconnects` bounds the tries in a row to get a lost stream back, the first after about
     `backoff_seconds`, each next one after twice as long, 8 s at most. A connection without a byte for `silence_seconds`
-    is taken for lost. `headers` go with every request.
+    is taken for lost. `headers` go with every request. Raises ValueError for a URL or a header that cannot be sent.
 
     Tasks may share it. An answer is read by one task, and may be stopped by any.
     """
@@ -155,6 +155,8 @@ class AsyncAnswerStream:
             self._waiting.reschedule(0)
 
     async def _tell(self, request: wire.Request) -> bool:
+        if self._http.is_closed:
+            return False
         try:
             response = await self._http.request(
                 request.method, request.path, headers=request.headers, extensions=connecting.stop_extensions()
@@ -201,7 +203,9 @@ class AsyncAnswerStream:
 
     async def _disconnect(self) -> None:
         chunks, response, self._chunks, self._response = self._chunks, self._response, None, None
-        if chunks is not None:
-            await chunks.aclose()
-        if response is not None:
-            await response.aclose()
+        try:
+            if chunks is not None:
+                await chunks.aclose()
+        finally:
+            if response is not None:
+                await response.aclose()

@@ -1,5 +1,6 @@
 """Several turns with one relay. What is kept of a turn is decided by the reading of its answer (`on_done`)."""
 
+import asyncio
 from collections.abc import AsyncGenerator, Generator, Iterable
 from functools import partial
 from typing import Final
@@ -74,13 +75,15 @@ class AsyncStreamingChat(Conversation):
         return self._turn
 
     async def ask(self, prompt: str, **fields: object) -> AsyncGenerator[str, None]:
-        """The next answer's text as it is written; leaving the loop stops it. Raises RelayProblem when it fails."""
+        """The next answer's text as it is written; leaving the loop stops it. Raises RelayProblem when it fails.
+
+        A `break` is heard of once the event loop finalizes the generator; `contextlib.aclosing` does it at once."""
         async with self.stream(prompt, **fields) as turn:
             try:
                 async for event in turn:
                     if text := event.content or event.refusal:
                         yield text
-            except GeneratorExit:  # nobody else knows this stream and could come back to it
+            except (GeneratorExit, asyncio.CancelledError):  # nobody else knows this stream and could come back to it
                 await turn.stop()
                 raise
 

@@ -28,6 +28,8 @@ class Options(TypedDict):
 
 
 def options(url: str, headers: Mapping[str, str] | None, silence_seconds: float) -> Options:
+    host = _host(url)
+    _refuse_unsendable(headers or {})
     return Options(
         base_url=url,
         headers=headers,
@@ -37,7 +39,7 @@ def options(url: str, headers: Mapping[str, str] | None, silence_seconds: float)
         limits=httpx2.Limits(max_connections=None, max_keepalive_connections=0),
         # With the relay's cookie a stream would belong to this client: no other process could come back to it.
         cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
-        trust_env=not _is_loopback(httpx2.URL(url).host),  # a proxy cannot reach this machine's loopback
+        trust_env=not _is_loopback(host),  # a proxy cannot reach this machine's loopback
     )
 
 
@@ -47,6 +49,24 @@ def stop_extensions() -> dict[str, Any]:
 
 def head(response: httpx2.Response) -> wire.Head:
     return wire.head(response.status_code, response.headers)
+
+
+def _host(url: str) -> str:
+    """Told at once: taken for an address where nothing listens it would seem worth another try."""
+    try:
+        parsed = httpx2.URL(url)
+    except httpx2.InvalidURL as error:
+        raise ValueError(f"{url} is no URL: {error}") from None
+    if parsed.scheme not in ("http", "https") or not parsed.host:
+        raise ValueError(f"{url} is no URL; it begins with http:// or https://")
+    return parsed.host
+
+
+def _refuse_unsendable(headers: Mapping[str, str]) -> None:
+    """A key read from a file brings its line feed along; h11 would refuse it later, with the key in its message."""
+    for name, value in headers.items():
+        if not value.isprintable() or value != value.strip():
+            raise ValueError(f"the header {name} has white space round it or a control character in it")
 
 
 def _is_loopback(host: str) -> bool:

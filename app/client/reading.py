@@ -60,6 +60,7 @@ class Reading:
         self._refusing: wire.Head | None = None
         self._refusal = b""
         self._failures = 0
+        self._asked = False
         self._connected = False
         self._resumable = True
         self._partial = False
@@ -78,6 +79,11 @@ class Reading:
         if self.hung_up and not isinstance(self._step, End):
             self._lost()
             return self.next_step()
+        if isinstance(self._step, Open) and self.id is None:
+            if self._asked:  # the reader was cancelled in the middle of asking, and is here again
+                self._lost()
+                return self.next_step()
+            self._asked = True
         return self._step
 
     def _hand_out(self, event: ClientEvent) -> ClientEvent:
@@ -97,7 +103,7 @@ class Reading:
             self._connected = True
             self._lines = wire.Lines()
             self._step = Receive()
-        elif head.status == 204 and self.id is not None:
+        elif head.status == 204 and self.id is not None and not self._connected:
             self._step = End()  # over, and nothing is left behind the cursor
         else:
             self._refusing, self._refusal = head, b""
@@ -166,6 +172,8 @@ class Reading:
             if event.seq <= self._received_seq:
                 return  # replayed
             self._received_seq, self._failures = event.seq, 0
+        if event.type == "error" and self._stopped:
+            raise connection_lost("What was stopped has failed.")
         self._note(event)
         self._events.append(event)
 

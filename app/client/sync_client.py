@@ -18,7 +18,7 @@ from app.client.steps import End, Open, Pause, Persistence, Receive
 class RelayClient:
     """One relay. `reconnects` bounds the tries in a row to get a lost stream back, the first after about
     `backoff_seconds`, each next one after twice as long, 8 s at most. A connection without a byte for `silence_seconds`
-    is taken for lost. `headers` go with every request.
+    is taken for lost. `headers` go with every request. Raises ValueError for a URL or a header that cannot be sent.
 
     Threads may share it. An answer is read by one thread, and may be stopped by any.
     """
@@ -155,6 +155,8 @@ class AnswerStream:
             self._shut()
 
     def _tell(self, request: wire.Request) -> bool:
+        if self._http.is_closed:
+            return False
         try:
             response = self._http.request(
                 request.method, request.path, headers=request.headers, extensions=connecting.stop_extensions()
@@ -197,9 +199,10 @@ class AnswerStream:
 
     def _shut(self) -> None:
         """Wakes a thread that waits for this connection: closing a socket would leave it waiting."""
-        if self._socket is not None:
+        connection = self._socket  # the reader's thread may take it away in this moment
+        if connection is not None:
             with contextlib.suppress(OSError):
-                self._socket.shutdown(socket.SHUT_RDWR)
+                connection.shutdown(socket.SHUT_RDWR)
 
     def _disconnect(self) -> None:
         response, self._response, self._socket, self._chunks = self._response, None, None, iter(())

@@ -14,6 +14,9 @@ EVENTS: Final = "text/event-stream"
 MAX_LINE_BYTES: Final = 1024 * 1024
 """The relay's lines stay under 64 KiB; a server that sends this much without a line feed is no relay."""
 
+NOT_DECODED: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+"""What decoding raises; the last one for JSON that is nested without end."""
+
 Messages = str | Sequence[Message | Mapping[str, Any]]
 """One user message, or OpenAI's list: `Message`, or mappings as OpenAI has them (images, tool results)."""
 
@@ -39,7 +42,9 @@ class Head(msgspec.Struct, frozen=True):
 
 
 def head(status: int, headers: Mapping[str, str]) -> Head:
-    return Head(status, headers.get("content-type", ""), headers.get("x-stream-id"), headers.get("retry-after", ""))
+    return Head(
+        status, headers.get("content-type", "").lower(), headers.get("x-stream-id"), headers.get("retry-after", "")
+    )
 
 
 # Of a compressed stream a gateway holds back what does not fill a block.
@@ -75,10 +80,14 @@ class Lines:
     """Bytes in any cut to the payloads of `data` lines; the dialect puts each event on one, ended by LF."""
 
     def __init__(self) -> None:
-        self._rest = b""
+        self._rest = bytearray()
 
     def receive_data(self, data: bytes) -> list[bytes]:
-        *lines, self._rest = (self._rest + data).split(b"\n")
+        self._rest += data
+        lines: list[bytes] = []
+        if b"\n" in data:  # else a long line that comes in small pieces would be looked through with each of them
+            *lines, rest = bytes(self._rest).split(b"\n")
+            self._rest = bytearray(rest)
         if len(self._rest) > MAX_LINE_BYTES:
             raise not_a_relay(f"a line of more than {MAX_LINE_BYTES} bytes")
         return [line.removeprefix(b"data: ") for line in lines if line.startswith(b"data: ")]
@@ -87,7 +96,7 @@ class Lines:
 def decode_event(payload: bytes) -> ClientEvent:
     try:
         event = msgspec.json.decode(payload, type=ClientEvent)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except NOT_DECODED as error:
         raise not_a_relay(str(error)) from None
     return msgspec.structs.replace(event, json=payload.decode("utf-8", "replace"))
 
@@ -97,7 +106,7 @@ def decode_result(answered: Head, body: bytes) -> Answer:
         raise decode_refusal(answered, body)
     try:
         return msgspec.json.decode(body, type=Answer)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except NOT_DECODED as error:
         raise not_a_relay(str(error), status=200) from None
 
 
@@ -112,7 +121,7 @@ def decode_refusal(answered: Head, body: bytes) -> RelayProblem:
     for payload in _payloads(body):
         try:
             error = msgspec.json.decode(payload, type=_Refusal).error
-        except (msgspec.MsgspecError, UnicodeDecodeError):
+        except NOT_DECODED:
             continue
         return RelayProblem(error, status=status, retry_after_s=retry_after_s)
     why = f"HTTP {status} without the relay's error object"
