@@ -6,7 +6,7 @@ closing needs no await, so that cancelling an attempt leaves nothing behind.
 """
 
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Literal, Protocol
+from typing import Protocol
 
 import msgspec
 
@@ -17,9 +17,8 @@ from app.errors import RelayError
 from app.events import Entry
 from app.log.memory import MemoryLog
 from app.request.chat import Chat
+from app.stream import Waiting
 from app.turns import HEAVY_BYTES, Turns
-
-Waiting = Literal["connecting", "waiting", "streaming"]
 
 
 class Answer(Protocol):

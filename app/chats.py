@@ -1,14 +1,10 @@
 """Which answer each chat waits for, for dialects whose clients come back by their chat's id, not by the stream's."""
 
-from typing import Final
-
 import msgspec
 
 from app.admission.permits import Caller
-from app.relay import Cause, Generation
-
-STOPPED: Final[set[Cause | None]] = {"deleted", "left"}
-"""By the client, or since nobody came back within the grace."""
+from app.relay import Generation
+from app.stream import STOPPED
 
 
 class Awaited(msgspec.Struct, frozen=True):
@@ -25,16 +21,20 @@ class Chats:
         self._awaited: dict[tuple[Caller, str], Awaited] = {}
         self._chat_of: dict[str, tuple[Caller, str]] = {}
 
-    def begun(self, chat_id: str, awaited: Awaited) -> None:
+    def begun(self, chat_id: str, awaited: Awaited) -> bool:
         """The chat of the generation's owner waits for it now; one before it lives on by its own policy.
 
-        Nothing changes for one that had begun before, and was only asked for again under its key.
+        False for one that had begun before, and was only asked for again under its key: nothing changes.
         """
         if awaited.generation.id in self._chat_of:
-            return
+            return False
         chat = (awaited.generation.owner, chat_id)
         self._awaited[chat] = awaited
         self._chat_of[awaited.generation.id] = chat
+        return True
+
+    def knows(self, chat_id: str, caller: Caller) -> bool:
+        return (caller, chat_id) in self._awaited
 
     def find(self, chat_id: str, caller: Caller) -> Awaited | None:
         """An answer that was whole, or failed, while nobody read it is waited for still; one that was read is not."""

@@ -15,9 +15,10 @@ from app.api import ag_ui, ai_sdk, document, openai, opening, page, problems, ro
 from app.api.middleware import Edge
 from app.catalogue import Catalogue
 from app.errors import RelayError
+from app.fleet import Fleet
 from app.settings import Settings, load
 from app.streams import Streams
-from app.telemetry import logs
+from app.telemetry import logs, telling
 from app.upstream.client import Upstream
 
 CORS_REQUEST_HEADERS = (
@@ -67,10 +68,32 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 async def _lifespan(settings: Settings, app: FastAPI) -> AsyncIterator[None]:
     key = settings.openai_api_key.get_secret_value() if settings.openai_api_key else None
     upstream = Upstream(settings.openai_base_url, key, user_agent=f"sse-relay/{__version__}")
-    streams = Streams(upstream, settings)
-    app.state.parts = opening.Parts(settings, streams, Catalogue(upstream, settings.default_model))
+    fleet = _fleet(settings, upstream)
+    app.state.parts = opening.Parts(settings, fleet.streams, fleet, Catalogue(upstream, settings.default_model))
     try:
         yield
     finally:
-        await streams.close()
+        await fleet.streams.close()
+        await fleet.aclose()
         await upstream.aclose()
+
+
+def _fleet(settings: Settings, upstream: Upstream) -> Fleet:
+    if settings.redis_url is None:
+        telling.tell_of_siblings()
+        return Fleet(Streams(upstream, settings), None)
+    from app.elsewhere import Elsewhere  # who needs no Redis need not wait for its client, nor hold it
+    from app.log.sharing import Sharing, Terms
+
+    terms = Terms(
+        url=settings.redis_url.get_secret_value(),
+        prefix=settings.redis_prefix,
+        lease_s=settings.redis_lease_seconds,
+        keep_s=settings.redis_ttl_seconds,
+    )
+    sharing = Sharing(terms)
+    streams = Streams(upstream, settings, sharing)
+    elsewhere = Elsewhere(sharing, streams.budget, max_lag_bytes=settings.log_lag_bytes)
+    streams.on_close = elsewhere.break_off
+    sharing.start(cancel=streams.cancel)
+    return Fleet(streams, elsewhere)

@@ -1,7 +1,7 @@
 """One generation: from the permit to the one terminal event, whoever reads it meanwhile.
 
 The generation belongs to the relay, not to the request that began it. Readers come and go; what their going means is
-one number, `linger_s`: how long it runs on unread (0, some seconds, infinity).
+one number (lingering.py).
 
 - It ends once, in one synchronous step (`_close`): the log gets its terminal event, the clocks stop, and whoever is
   late finds the log closed and drops what it had. The task that talks to upstream is then cancelled; on its way out
@@ -14,31 +14,30 @@ one number, `linger_s`: how long it runs on unread (0, some seconds, infinity).
 
 import asyncio
 import logging
-import math
 from collections.abc import Callable, Sequence
-from typing import Final, Literal
+from typing import Final
 
 import msgspec
 import stamina
 import structlog
 
 from app.admission.permits import Caller, Permit
-from app.attempt import Attempt, Terms, Upstream, Waiting
+from app.attempt import Attempt, Terms, Upstream
 from app.clocks import Clocks, Limit
 from app.decode import Complete, Decoder
 from app.errors import Phase, RelayError
 from app.events import Done, Entry, Failed, Usage
-from app.log.memory import MemoryLog, Reader
+from app.lingering import Lingering
+from app.log.memory import MemoryLog
+from app.log.reader import Reader
 from app.request.chat import Chat
 from app.retries import FIRST_RETRY_SECONDS, repeat_after
+from app.stream import STOPPED, Cause, Waiting
 from app.turns import Turns
+from app.usage import estimate, tokens
 
 OPERATORS_STATUSES: Final = {401, 402, 403, 409, 429}
 """With `upstream_error`: upstream refuses our key or account, which no caller can mend; an operator must hear of it."""
-
-BYTES_PER_TOKEN: Final = 4
-
-Cause = Literal["finished", "failed", "deleted", "left", "drained"]
 
 logger = structlog.get_logger("app.relay")
 
@@ -54,21 +53,19 @@ class Generation:
         self.owner: Final = owner
         self.log: Final = log
         self.request_id: Final = request_id
-        self.linger_s: Final = linger_s
         self.cause: Cause | None = None
-        self.detached = False
         self.read_through = False
-        self.may_detach: Callable[[Generation], bool] = lambda _: True
+        self.on_spent: Callable[[str], None] = lambda _: None
         self.on_end: Callable[[Generation], None] = lambda _: None
         self.on_over: Callable[[Generation], None] = lambda _: None
         self.clocks: Final = Clocks(chat.limits, self._expired)
+        self.lingering: Final = Lingering(log, linger_s, lambda: self.cancel("left"))
         self._permit = permit
         self._carried = self._text_bytes = 0
         self._attempts = 0
         self._first_carried_s: float | None = None
         self._usage: Usage | None = None
         self._attempt: Attempt | None = None
-        self._grace: asyncio.TimerHandle | None = None
         self._task: asyncio.Task[None] | None = None
 
     def start(self, upstream: Upstream, terms: Terms, turns: Turns) -> None:
@@ -83,44 +80,40 @@ class Generation:
             return "streaming"
         return "connecting" if self._attempt is None else self._attempt.waiting
 
+    @property
+    def elapsed_s(self) -> float:
+        return self.clocks.elapsed_s
+
+    @property
+    def resumable(self) -> bool:
+        return self.log.resumable
+
+    @property
+    def readers(self) -> int:
+        """Those that are given entries now."""
+        return sum(not reader.held for reader in self.log.readers)
+
     def usage(self) -> Usage:
         """The usage known by now: upstream's, else the larger of the pieces and a quarter of the bytes."""
         if self._usage is not None:
             return self._usage
         if self._attempt is not None and self._attempt.decoder is not None and self._attempt.decoder.usage is not None:
             return self._attempt.decoder.usage
-        prompt = math.ceil(self.chat.prompt_bytes / BYTES_PER_TOKEN)
-        completion = max(self._carried, math.ceil(self._text_bytes / BYTES_PER_TOKEN))
-        return Usage(prompt, completion, prompt + completion, "estimated")
+        return estimate(tokens(self.chat.prompt_bytes), pieces=self._carried, text_bytes=self._text_bytes)
 
     # Readers: who reads, and what it means when nobody does.
 
     def attach(self, after: int) -> Reader:
-        if self._grace is not None:
-            self._grace.cancel()
-        self.detached = False
+        self.lingering.attached()
         return self.log.open_reader(after)
 
     def leave(self, reader: Reader, *, may_return: bool) -> None:
-        """A reader has gone. One that cannot know the stream's id, or that may only read live, will not be back."""
         reader.close()
         if self.log.closed is not None and not reader.behind:
             self.read_through = True
-        if self.log.readers or self.log.closed is not None:
-            return
-        linger_s = self.linger_s if may_return else 0.0
-        if self.log.live_from is not None and linger_s < math.inf:
-            linger_s = 0.0
-        if linger_s == math.inf and self.may_detach(self):
-            self.detached = True
-        elif 0 < linger_s < math.inf:
-            self._grace = asyncio.get_running_loop().call_later(linger_s, self._grace_over)
-        else:
-            self.cancel("left")
-
-    def _grace_over(self) -> None:
-        if not self.log.readers:
-            self.cancel("left")
+            self.on_spent(self.id)
+        if not self.log.readers and self.cause is None:
+            self.lingering.left(may_return=may_return)
 
     # Ends: the first wins.
 
@@ -157,23 +150,31 @@ class Generation:
         message = f"upstream passed the {limit} limit of {getattr(self.chat.limits, limit, 0):g} s"
         return self.fail(RelayError("upstream_timeout", message, phase=phase))
 
+    def superseded(self, terminal: Done | Failed) -> None:
+        """Others have ended its log in the belief that this process is dead: nobody would read what came now."""
+        if self.cause is None:
+            self._ended(terminal, "lost")
+
     def _close(self, terminal: Done | Failed, cause: Cause) -> None:
-        if not self.log.close(terminal):
-            return
+        if self.log.close(terminal):
+            self._ended(terminal, cause)
+
+    def _ended(self, terminal: Done | Failed, cause: Cause) -> None:
         self.cause = cause
         self._usage = terminal.usage if isinstance(terminal, Done) else self.usage()
         self._attempt = None
         self.chat = msgspec.structs.replace(self.chat, payload={})  # an ended stream is kept, its prompt is not
         self.clocks.stop()
-        if self._grace is not None:
-            self._grace.cancel()
+        self.lingering.stop()
         if self._task is not None and self._task is not asyncio.current_task():
             self._task.cancel()
         self.on_end(self)
+        if cause in STOPPED:
+            self.on_spent(self.id)
         self._tell(terminal)
 
     def _over(self, _task: asyncio.Task[None]) -> None:
-        if self.log.closed is None:
+        if self.cause is None:
             self.drain()  # its task was ended from outside: the process is going down
         self._permit.release()
         self.on_over(self)

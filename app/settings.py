@@ -32,6 +32,7 @@ SecondsOrOff = Annotated[float, Field(ge=0, le=86_400, allow_inf_nan=False)]
 Names = Annotated[tuple[str, ...], NoDecode]
 
 PREFIX = "RELAY_"
+SECRETS: Final = {"RELAY_REDIS_URL"}
 SECRETS_FOLDER = Path("/run/secrets")
 
 
@@ -99,9 +100,21 @@ class Settings(BaseSettings):
         64 * MiB, ge=KiB, description="one whole answer; where chunks are passed on, with their JSON"
     )
     log_stream_bytes: int = Field(8 * MiB, ge=KiB, description="one stream's log; beyond it the stream is live only")
+    log_caller_bytes: int = Field(64 * MiB, ge=KiB, description="all logs of one caller")
     log_total_bytes: int = Field(256 * MiB, ge=MiB, description="all logs of the process")
     log_lag_bytes: int = Field(256 * KiB, ge=KiB, description="how far the slowest reader of a full log may be behind")
     log_ttl_seconds: Seconds = Field(120, description="how long a finished stream can be read again")
+    redis_url: SecretStr | None = Field(
+        None, description="where several processes share their logs: `redis://`, `rediss://` or `unix://`"
+    )
+    redis_prefix: str = Field("relay", pattern=r"^[\w.:-]{1,64}$", description="the beginning of every key in Redis")
+    redis_ttl_seconds: Seconds = Field(300, description="how long a finished stream can be read again from Redis")
+    redis_lease_seconds: float = Field(
+        5, ge=0.2, le=300, description="readers learn of a process's death after one to two of these"
+    )
+    redis_away: Literal["live_only", "refuse"] = Field(
+        "live_only", description="streams that would be resumable, while Redis is away"
+    )
     drain_grace_seconds: SecondsOrOff = Field(30, description="after SIGTERM: time for open streams to finish")
 
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="what is logged")
@@ -119,6 +132,13 @@ class Settings(BaseSettings):
     def _http(cls, url: str) -> str:
         if not url.startswith(("http://", "https://")) or any(map(str.isspace, url)) or not urlsplit(url).hostname:
             raise ValueError("must be an http:// or https:// URL")
+        return url
+
+    @field_validator("redis_url")
+    @classmethod
+    def _one_server(cls, url: SecretStr | None) -> SecretStr | None:
+        if url is not None and not url.get_secret_value().startswith(("redis://", "rediss://", "unix://")):
+            raise ValueError("must be a redis://, rediss:// or unix:// URL of one server; cluster and sentinel are not")
         return url
 
     @field_validator("cors_origins")
@@ -200,7 +220,7 @@ def _sentence(error: ErrorDetails) -> str:
     name = variable(str(error["loc"][0]).lower())
     rule = error["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
     # A key pasted into the wrong variable of the two is still a key.
-    shown = "" if name.startswith("OPENAI_") else f"={str(error['input'])[:60]!r}"
+    shown = "" if name.startswith("OPENAI_") or name in SECRETS else f"={str(error['input'])[:60]!r}"
     return f"{name}{shown}: {rule.split(', unable to')[0]}"
 
 
@@ -211,7 +231,8 @@ _AT_MOST: Final = (
     ("timeout_total_seconds", "max_timeout_total_seconds"),
     ("max_event_bytes", "max_answer_bytes"),
     ("log_lag_bytes", "log_stream_bytes"),
-    ("log_stream_bytes", "log_total_bytes"),
+    ("log_stream_bytes", "log_caller_bytes"),
+    ("log_caller_bytes", "log_total_bytes"),
 )
 
 

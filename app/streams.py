@@ -6,28 +6,30 @@ everybody else is told what they are told of an id that never was (404).
 """
 
 import asyncio
-import secrets
 from collections import OrderedDict
-from typing import Final
-
-import msgspec
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Final
 
 from app.admission.permits import Caller, Permits
 from app.attempt import Terms, Upstream
 from app.chats import Chats
 from app.decode import Limits as DecodeLimits
 from app.errors import RelayError, invalid_request
-from app.events import Failed, Start
+from app.events import Failed
+from app.gone import Gone
+from app.idempotency import Key, Keys
 from app.log.budget import Budget
-from app.log.memory import MemoryLog, Reader
+from app.log.reader import Reader
+from app.log.shared import SharedLog
+from app.logs import Logs
 from app.relay import Generation
 from app.request.chat import Chat
 from app.settings import Settings
 from app.turns import Turns
 
-GONE_SECONDS: Final = 24 * 3600
-GONE_MAX: Final = 100_000
-"""How long and how many ids are remembered after their logs; an id costs about 300 bytes."""
+if TYPE_CHECKING:
+    from app.log.sharing import Sharing
 
 BUSY_RETRY_SECONDS: Final = 2.0
 READERS_RETRY_SECONDS: Final = 2.0
@@ -39,87 +41,81 @@ LARGE_BODY_BYTES: Final = 64 * 1024
 """Requests up to this are taken however full the logs are: the streams that filled them make room by themselves."""
 
 
-class Key(msgspec.Struct, frozen=True):
-    """An `Idempotency-Key` of a caller, with the hash of the body it was sent with."""
-
-    caller: Caller
-    value: str
-    body_hash: bytes
-
-
 class Streams:
     """The registry, and the one place where a generation is begun."""
 
-    def __init__(self, upstream: Upstream, settings: Settings) -> None:
+    def __init__(self, upstream: Upstream, settings: Settings, sharing: "Sharing | None" = None) -> None:
         self._upstream = upstream
         self._settings = settings
+        self._sharing = sharing
         self._terms = terms(settings)
         self._permits = Permits(settings.max_streams)
-        self._budget = Budget(settings.log_total_bytes, self._reclaim)
+        self._logs = Logs(settings, sharing, self._reclaim)
+        self.budget: Final = self._logs.budget
         self._streams: dict[str, Generation] = {}
         self._running: set[Generation] = set()
         self._ended: OrderedDict[str, asyncio.TimerHandle] = OrderedDict()
-        self._keys: dict[tuple[Caller, str], tuple[Key, Generation]] = {}
-        self._key_of: dict[str, Key] = {}
-        self._gone: OrderedDict[str, tuple[float, Caller]] = OrderedDict()
+        self._gone = Gone()
+        self.max_readers: Final = settings.max_readers_per_stream
+        self.life_s: Final = settings.max_timeout_total_seconds
+        self.keys: Final = Keys()
         self.turns: Final = Turns()
         self.chats: Final = Chats()
+        self.on_close: Callable[[], None] = lambda: None
         self._closed = False
         self.draining = False
 
     def begin(
-        self, chat: Chat, owner: Caller, *, request_id: str, linger_s: float, key: Key | None
+        self, chat: Chat, owner: Caller, *, request_id: str, linger_s: float, key: Key | None, id: str
     ) -> tuple[Generation, Reader]:
         """A new generation, or the one that lives under the same key, and a reader of it from the beginning.
 
         One synchronous step: no key starts two, and no generation is without its reader for a moment. Raises
         `idempotency_conflict`, `overloaded`, `draining`, and what `attach` raises.
         """
-        if key is not None and (known := self._keys.get((key.caller, key.value))):
-            if known[0].body_hash != key.body_hash:
-                raise RelayError("idempotency_conflict", "this key was used with another body", phase="admission")
-            return known[1], self.attach(known[1], -1)
+        if key is not None and (known := self.keys.find(key)):
+            return known, self.attach(known, -1, held=True)
         if self._closed:
             raise RelayError("draining", "the relay is shutting down", phase="admission", retry_after_s=1.0)
-        generation = self._born(chat, owner, request_id, linger_s)
+        generation = self._born(chat, owner, request_id, linger_s, id, key)
         if key is not None:
-            self._keys[key.caller, key.value] = (key, generation)
-            self._key_of[generation.id] = key
+            self.keys.bind(key, generation)
         generation.start(self._upstream, self._terms, self.turns)
         return generation, generation.attach(-1)
 
+    def seek(self, stream_id: str, caller: Caller) -> Generation | None:
+        generation = self._streams.get(stream_id)
+        return generation if generation is not None and caller.may_see(generation.owner) else None
+
     def find(self, stream_id: str, caller: Caller) -> Generation:
         """Raises `not_found`, and `not_resumable` for an owner's stream that is gone."""
-        generation = self._streams.get(stream_id)
-        if generation is not None and caller.may_see(generation.owner):
+        if generation := self.seek(stream_id, caller):
             return generation
-        gone = self._gone.get(stream_id)
-        if gone is not None and caller.may_see(gone[1]) and gone[0] > asyncio.get_running_loop().time():
+        if self._gone.knows(stream_id, caller):
             raise RelayError("not_resumable", "this stream is over and no longer kept", phase="admission")
         raise RelayError("not_found", "no such stream", phase="admission")
 
-    def attach(self, generation: Generation, after: int) -> Reader:
-        """A reader from behind `after` on; raises `not_resumable`, `rate_limited` and, for a seq to come, 400."""
+    def attach(self, generation: Generation, after: int, *, held: bool = False) -> Reader:
+        """A reader from behind `after` on; raises `not_resumable`, `rate_limited` and, for a seq to come, 400.
+
+        `held`: its client gets nothing before there is an answer, and it does not count as a reader until then.
+        """
         log = generation.log
         if not log.resumable or log.live_from is not None:
-            raise RelayError("not_resumable", "this stream can only be read live", phase="admission")
-        if len(log.readers) >= self._settings.max_readers_per_stream:
-            message = f"this stream has {len(log.readers)} readers already"
-            raise RelayError("rate_limited", message, phase="admission", retry_after_s=READERS_RETRY_SECONDS)
-        last = log.next_seq - 1
-        if after <= last:
-            return generation.attach(after)
-        if log.closed is None:
+            raise not_resumable()
+        if not held and generation.readers >= self.max_readers:
+            raise too_many_readers(generation.readers)
+        last = log.readable - 1
+        if after > last and log.closed is None:
             raise invalid_request(f"the stream has not come to {after} yet", param="Last-Event-ID", status=400)
-        return generation.attach(last - 1)
+        reader = generation.attach(after if after <= last else last - 1)
+        reader.held = held
+        return reader
 
-    def cancel(self, stream_id: str, caller: Caller) -> None:
-        """Stops a generation, if it still runs. Raises `not_found`."""
-        try:
-            self.find(stream_id, caller).cancel()
-        except RelayError as error:
-            if error.problem.code != "not_resumable":
-                raise
+    def cancel(self, stream_id: str) -> None:
+        """Another process was asked to."""
+        if generation := self._streams.get(stream_id):
+            generation.cancel()
 
     @property
     def running(self) -> int:
@@ -128,7 +124,7 @@ class Streams:
     @property
     def held_bytes(self) -> int:
         """What all streams together are charged for."""
-        return self._budget.used_bytes
+        return self.budget.used_bytes
 
     async def idle(self) -> None:
         """Waits until no generation runs, nor one that began meanwhile."""
@@ -138,6 +134,7 @@ class Streams:
     async def close(self) -> None:
         """Ends everything as `draining` and returns when nothing of it remains."""
         self.draining = self._closed = True
+        self.on_close()
         running = list(self._running)
         for generation in running:
             generation.drain()
@@ -146,35 +143,39 @@ class Streams:
         for stream_id in list(self._ended):
             self._forget(stream_id)
 
-    def _born(self, chat: Chat, owner: Caller, request_id: str, linger_s: float) -> Generation:
-        if chat.body_bytes > LARGE_BODY_BYTES and self._budget.exceeded:
+    def _born(
+        self, chat: Chat, owner: Caller, request_id: str, linger_s: float, id: str, key: Key | None
+    ) -> Generation:
+        if chat.body_bytes > LARGE_BODY_BYTES and self.budget.exceeded:
             message = "the relay holds as much as it may; a large request has to wait"
             raise RelayError("overloaded", message, phase="admission", retry_after_s=BUSY_RETRY_SECONDS)
         permit = self._permits.acquire()
-        stream_id = f"s_{secrets.token_hex(16)}"
-        log = MemoryLog(
-            Start(stream_id, chat.model, linger_s > 0),
-            self._budget,
-            max_bytes=self._settings.log_stream_bytes,
-            max_lag_bytes=self._settings.log_lag_bytes,
-        )
-        generation = Generation(chat, owner, log, permit, id=stream_id, request_id=request_id, linger_s=linger_s)
+        try:
+            log = self._logs.begin(id, chat, owner, request_id=request_id, linger_s=linger_s, key=key)
+        except RelayError:
+            permit.release()
+            raise
+        generation = Generation(chat, owner, log, permit, id=id, request_id=request_id, linger_s=linger_s)
         generation.on_end = self._ended_now
         generation.on_over = self._running.discard
-        generation.may_detach = self._may_detach
-        self._budget.used_bytes += STREAM_BYTES + chat.body_bytes
-        self._streams[stream_id] = generation
+        generation.lingering.may_detach = partial(self._may_detach, generation)
+        if isinstance(log, SharedLog) and self._sharing is not None:
+            log.frees_its_key = partial(_frees_its_key, generation)
+            log.on_superseded = generation.superseded
+            generation.lingering.watched = partial(self._sharing.watched, id)
+        self.budget.charge(STREAM_BYTES + chat.body_bytes)
+        self._streams[id] = generation
         self._running.add(generation)
         return generation
 
     def _may_detach(self, generation: Generation) -> bool:
-        mine = (other for other in self._running if other.owner == generation.owner and other.log.closed is None)
-        return sum(other.detached for other in mine) < self._settings.max_detached_streams
+        mine = (other for other in self._running if other.owner == generation.owner and other.cause is None)
+        return sum(other.lingering.detached for other in mine) < self._settings.max_detached_streams
 
     def _ended_now(self, generation: Generation) -> None:
-        self._budget.used_bytes -= generation.chat.body_bytes
+        self.budget.charge(-generation.chat.body_bytes)
         if _frees_its_key(generation):
-            self._free_key(generation)
+            self.keys.free(generation.id)
         if generation.log.resumable and generation.log.live_from is None:
             loop = asyncio.get_running_loop()
             self._ended[generation.id] = loop.call_later(self._settings.log_ttl_seconds, self._expire, generation.id)
@@ -192,25 +193,21 @@ class Streams:
     def _forget(self, stream_id: str) -> None:
         generation = self._streams.pop(stream_id)
         self.chats.forgotten(generation)
-        self._budget.used_bytes -= STREAM_BYTES
+        self.budget.charge(-STREAM_BYTES)
         if timer := self._ended.pop(stream_id, None):
             timer.cancel()
             if not generation.log.readers:  # a log released under its reader would end it with [DONE] and half the text
                 generation.log.release()
-        self._free_key(generation)
-        self._gone[stream_id] = (asyncio.get_running_loop().time() + GONE_SECONDS, generation.owner)
-        if len(self._gone) > GONE_MAX:
-            self._gone.popitem(last=False)
+        self.keys.free(stream_id)
+        self._gone.add(stream_id, generation.owner)
 
-    def _free_key(self, generation: Generation) -> None:
-        if key := self._key_of.pop(generation.id, None):
-            del self._keys[key.caller, key.value]
-
-    def _reclaim(self) -> None:
+    def _reclaim(self, budget: Budget, owner: Caller | None) -> None:
+        """Gives up finished logs, the oldest first, until the rest is within the budget."""
         for stream_id in [id for id in self._ended if not self._streams[id].log.readers]:
-            if self._budget.used_bytes <= self._budget.total_bytes:
+            if not budget.over:
                 break
-            self._forget(stream_id)
+            if owner is None or self._streams[stream_id].owner == owner:
+                self._forget(stream_id)
 
 
 def terms(settings: Settings) -> Terms:
@@ -230,5 +227,14 @@ def _frees_its_key(generation: Generation) -> bool:
     """A retryable end without text and a cancel: who asks again under the key wants a new answer."""
     if generation.cause in ("deleted", "left"):
         return True
-    end = generation.log.closed
+    end = generation.log.closing
     return isinstance(end, Failed) and end.error.retryable and not end.error.partial
+
+
+def not_resumable() -> RelayError:
+    return RelayError("not_resumable", "this stream can only be read live", phase="admission")
+
+
+def too_many_readers(readers: int) -> RelayError:
+    message = f"this stream has {readers} readers already"
+    return RelayError("rate_limited", message, phase="admission", retry_after_s=READERS_RETRY_SECONDS)

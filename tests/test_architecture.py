@@ -14,7 +14,7 @@ MAX_FILE_LINES: Final = 250
 MAX_FUNCTION_LINES: Final = 30
 
 ROOMS: Final = {
-    "words": ("errors", "events"),
+    "words": ("errors", "events", "usage"),
     "settings": ("settings", "settings_listing"),
     "request": ("request",),
     "decode": ("decode",),
@@ -23,7 +23,10 @@ ROOMS: Final = {
     "admission": ("admission",),
     "log": ("log",),
     "upstream": ("upstream",),
-    "relay": ("relay", "attempt", "clocks", "retries", "turns", "streams", "catalogue", "chats"),
+    "relay": (
+        *("relay", "attempt", "clocks", "lingering", "retries", "turns", "stream", "catalogue", "chats"),
+        *("streams", "logs", "idempotency", "gone", "fleet", "elsewhere"),
+    ),
     "api": ("api",),
     "telemetry": ("telemetry",),
     "process": ("main", "server", "listener", "protocol"),
@@ -47,7 +50,7 @@ MAY_IMPORT: Final = {
     "relay": "words settings request decode admission log",
     "api": "words settings request wire admission log relay",
     "telemetry": "settings",
-    "process": "words settings api relay telemetry upstream",
+    "process": "words settings api relay log telemetry upstream",
     "demo": "words",
     "client": "words",
     "terminal": "settings client demo process",
@@ -68,7 +71,8 @@ FOREIGN: Final = {
     "pydantic_core": "settings",
     "pydantic_settings": "settings",
     "stamina": "relay telemetry",
-    "structlog": "relay api telemetry",
+    "structlog": "relay log api telemetry",
+    "redis": "log",
     "typer": "cli",
     "rich": "cli terminal",
     "msgspec": " ".join(ROOMS),

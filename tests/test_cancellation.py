@@ -228,7 +228,7 @@ async def test_a_fault_after_the_head_ends_the_connection_without_an_end_of_the_
 def break_setting(relay: Relay, name: str) -> None:
     parts: Parts = relay._app.state.parts
     settings = parts.settings.model_copy(update={name: None})
-    relay._app.state.parts = Parts(settings, parts.streams, parts.catalogue)
+    relay._app.state.parts = Parts(settings, parts.streams, parts.fleet, parts.catalogue)
 
 
 # And after all of it.

@@ -287,7 +287,7 @@ async def test_continue_runs_to_its_end_unread() -> None:
         async with connect(relay.port) as client:
             response = await client.request("POST", "/chat/stream", chat(on_disconnect="continue"))
         (generation,) = relay.generations
-        await until(lambda: generation.detached)
+        await until(lambda: generation.lingering.detached)
         released.set()
         await upstream.wait_for(lambda u: u.ended == 1)
         async with connect(relay.port) as client:

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from app.errors import Problem
 from app.events import Delta, Done, Event, Failed, Passed, Start, ToolCall, Usage
 from app.log.budget import ENTRY_OVERHEAD_BYTES, Budget
-from app.log.memory import TAKE_ENTRIES, MemoryLog, Reader
+from app.log.memory import MemoryLog
+from app.log.reader import TAKE_ENTRIES, Reader
 from app.wire.native import Shape
 
 DEADLINE_SECONDS = 5
@@ -38,7 +39,7 @@ class Store(Protocol):
 class MemoryStore:
     """Logs in memory, on one budget."""
 
-    def __init__(self, total_bytes: int = 1 << 30, reclaim: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, total_bytes: int = 1 << 30, reclaim: Callable[[Budget], None] = lambda _: None) -> None:
         self.budget = Budget(total_bytes, reclaim)
 
     def log(self, *, resumable: bool = True, max_bytes: int = 1 << 20, max_lag_bytes: int = 1 << 20) -> MemoryLog:
@@ -326,7 +327,7 @@ async def test_a_finished_log_is_charged_what_it_takes() -> None:
 
 async def test_finished_logs_are_given_up_before_any_is_cut() -> None:
     finished: list[MemoryLog] = []
-    store = MemoryStore(20 * ENTRY_BYTES, lambda: finished.pop(0).release() if finished else None)
+    store = MemoryStore(20 * ENTRY_BYTES, lambda _: finished.pop(0).release() if finished else None)
     first, second = store.log(), store.log()
     first.append([Delta("x" * 10 * ENTRY_BYTES)])
     first.close(DONE)

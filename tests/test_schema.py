@@ -12,9 +12,9 @@ import jsonschema_rs
 import pytest
 import schemathesis
 
-from app.attempt import Waiting
 from app.errors import CODES, Phase, Problem
 from app.events import Delta, Passed
+from app.stream import Waiting
 from app.wire import native, schema
 from tests.relay import DOCUMENTED, SSE, Relay, Response, ask, chat, closed, connect, event_of, fetch, running
 from tests.upstream import Upstream, answer, chunk, delta, done, finish, hang, head, reset, usage, wait

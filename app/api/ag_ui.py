@@ -22,5 +22,5 @@ async def post_run(request: Request) -> Response:
     admitted = requests.admit(asked, settings, intake.timeouts(request), intake.TIMEOUT_HEADERS, body_bytes=len(body))
     run = Run(asked.thread_id, asked.run_id, asked.parent_run_id, admitted.call_ids, admitted.skipped)
     chosen = asked.properties.on_disconnect
-    opened = opening.begin(request, visitor, admitted.chat, body, chosen=chosen, waits=False)
+    opened = await opening.begin(request, visitor, admitted.chat, body, chosen=chosen, waits=False)
     return opening.stream(request, opened, Events(run), hold_s=settings.hold_status_seconds)

@@ -9,7 +9,6 @@ from starlette.responses import JSONResponse, Response
 
 from app.api import callers, intake, opening
 from app.api.opening import NO_STORE, Opened, parts
-from app.chats import Awaited
 from app.request import ai_sdk as requests
 from app.wire.ai_sdk import Message
 
@@ -28,30 +27,30 @@ async def post_chat(request: Request) -> Response:
     chat = requests.admit(asked, app.settings, intake.timeouts(request), intake.TIMEOUT_HEADERS, body_bytes=len(body))
     # A first visitor comes back with the cookie of this very answer; but a key must have an owner before it.
     owner = visitor if intake.idempotency_key(request) else visitor.settled()
-    opened = opening.begin(request, owner, chat, body, chosen=asked.on_disconnect, waits=True)
-    awaited = Awaited(opened.generation, asked.continued_id or opened.generation.id)
-    app.streams.chats.begun(asked.id, awaited)
+    opened = await opening.begin(request, owner, chat, body, chosen=asked.on_disconnect, waits=True)
+    message_id = asked.continued_id or opened.stream.id
+    app.fleet.chat_begun(asked.id, opened.stream, message_id)
     # Who has the cookie finds the answer by the chat's id, also when the page is loaded again before the head has left.
     opened = msgspec.structs.replace(opened, known=visitor.set_cookie is None)
-    return _response(request, opened, awaited, hold_s=app.settings.hold_status_seconds)
+    return _response(request, opened, message_id, hold_s=app.settings.hold_status_seconds)
 
 
 @router.get("/{chat_id}/stream", summary="The answer that a chat waits for, from its beginning")
 async def get_stream(request: Request, chat_id: str) -> Response:
-    awaited = parts(request).streams.chats.find(chat_id, callers.visitor(request).caller)
-    if awaited is None or not awaited.generation.log.resumable:
+    waiting = await parts(request).fleet.chat(chat_id, callers.visitor(request).caller)
+    if waiting is None or not waiting[0].resumable:
         return Response(status_code=204, headers=NO_STORE)  # the SDK takes all else but a stream for a failure
-    return _response(request, opening.attach(request, awaited.generation, -1), awaited, hold_s=0)
+    return _response(request, await opening.attach(request, waiting[0], -1), waiting[1], hold_s=0)
 
 
 @router.delete("/{chat_id}/stream", summary="Stop the answer that a chat waits for", status_code=202)
 async def delete_stream(request: Request, chat_id: str) -> Response:
     app = parts(request)
     callers.guard(request, app.settings.cors_origins, proof=False)
-    if awaited := app.streams.chats.find(chat_id, callers.visitor(request).caller):
-        awaited.generation.cancel()
+    if waiting := await app.fleet.chat(chat_id, callers.visitor(request).caller):
+        await app.fleet.cancel_found(waiting[0])
     return JSONResponse({"id": chat_id}, 202, NO_STORE)
 
 
-def _response(request: Request, opened: Opened, awaited: Awaited, *, hold_s: float) -> Response:
-    return opening.stream(request, opened, Message(awaited.message_id), hold_s=hold_s, headers=HEADERS)
+def _response(request: Request, opened: Opened, message_id: str, *, hold_s: float) -> Response:
+    return opening.stream(request, opened, Message(message_id), hold_s=hold_s, headers=HEADERS)

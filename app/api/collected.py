@@ -16,14 +16,18 @@ class CollectedResponse(StreamResponse):
     """Reads as every reader does, and says nothing before the end: a departure is noticed all the same."""
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if problem := self._crowded():
+            return await self._refuse(problem, scope, receive, send)
         try:
-            await self._collect(Completion(), scope, receive, send)
+            return await self._collect(Completion(), scope, receive, send)
         except RelayError as error:
             await self._refuse(problems.identified(error.problem, Request(scope)), scope, receive, send)
 
     async def _collect(self, completion: Completion, scope: Scope, receive: Receive, send: Send) -> None:
         reader, log = self._reader, self._reader.log
         while log.closed is None or reader.behind:
+            if log.broken:
+                return await self._break_off(send)
             if events := reader.peek():
                 completion.receive(events)
                 reader.advance(len(events))
@@ -43,9 +47,9 @@ class CollectedResponse(StreamResponse):
         problem = failure_of(terminal)
         if problem is None:
             self._look()
-            await self._whole(completion.document(self._generation.usage()), send)
+            await self._whole(completion.document(self._stream.usage()), send)
         else:  # what came before it was not delivered to this client
-            told = msgspec.structs.replace(problem, partial=False, request_id=self._generation.request_id)
+            told = msgspec.structs.replace(problem, partial=False, request_id=self._stream.request_id)
             await self._refuse(told, scope, receive, send)
 
     async def _whole(self, document: bytes, send: Send) -> None:

@@ -24,8 +24,8 @@ async def post_completion(request: Request) -> Response:
     body = await intake.read_body(request, settings)
     asked = requests.parse(body)
     chat = requests.admit(asked, settings, intake.timeouts(request), intake.TIMEOUT_HEADERS, body_bytes=len(body))
-    opened = opening.begin(request, visitor, chat, body, chosen=None, waits=False)
-    encoder = Chunks(opened.generation.request_id)
+    opened = await opening.begin(request, visitor, chat, body, chosen=None, waits=False)
+    encoder = Chunks(opened.stream.request_id)
     kind = StreamResponse if asked.stream else CollectedResponse
     return opening.stream(request, opened, encoder, hold_s=settings.hold_status_seconds, kind=kind)
 

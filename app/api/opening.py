@@ -12,12 +12,14 @@ from app.api.callers import Visitor
 from app.api.response import StreamResponse, manners
 from app.catalogue import Catalogue
 from app.errors import invalid_request
-from app.log.memory import Reader
-from app.relay import Generation
+from app.fleet import Fleet, Found
+from app.idempotency import Key
+from app.log.reader import Reader
 from app.request import chat as requests
 from app.request.chat import Chat, OnDisconnect
 from app.settings import Settings
-from app.streams import Key, Streams
+from app.stream import Stream
+from app.streams import Streams
 from app.wire.dialect import CONTENT_TYPE, Encoder
 
 NO_STORE: Final = {"cache-control": "no-store"}
@@ -28,13 +30,14 @@ class Parts(msgspec.Struct, frozen=True):
 
     settings: Settings
     streams: Streams
+    fleet: Fleet
     catalogue: Catalogue
 
 
 class Opened(msgspec.Struct, frozen=True):
-    """A reader of a generation. `known`: its client can find it again. `cookie`: what makes its subject known."""
+    """A reader of a stream. `known`: its client can find it again. `cookie`: what makes its subject known."""
 
-    generation: Generation
+    stream: Stream
     reader: Reader
     known: bool
     cookie: str | None = None
@@ -44,10 +47,10 @@ def parts(request: Request) -> Parts:
     return cast(Parts, request.app.state.parts)
 
 
-def begin(
+async def begin(
     request: Request, visitor: Visitor, chat: Chat, body: bytes, *, chosen: OnDisconnect | None, waits: bool
 ) -> Opened:
-    """Raises what `Streams.begin` and `linger_s` raise. `waits`: a generation without a reader is not stopped at once,
+    """Raises what `Fleet.begin` and `linger_s` raise. `waits`: a generation without a reader is not stopped at once,
     unless the client has chosen otherwise.
     """
     app = parts(request)
@@ -56,13 +59,14 @@ def begin(
         chosen or intake.on_disconnect(request), app.settings, default="wait" if waits or key else "cancel"
     )
     request_id = request.scope["state"]["request_id"]
-    generation, reader = app.streams.begin(chat, visitor.caller, request_id=request_id, linger_s=linger_s, key=key)
-    return Opened(generation, reader, key is not None, visitor.set_cookie)
+    begun, reader = await app.fleet.begin(chat, visitor.caller, request_id=request_id, linger_s=linger_s, key=key)
+    return Opened(begun, reader, key is not None, visitor.set_cookie)
 
 
-def attach(request: Request, generation: Generation, after: int) -> Opened:
-    """Raises what `Streams.attach` raises."""
-    return Opened(generation, parts(request).streams.attach(generation, after), known=True)
+async def attach(request: Request, found: Found, after: int) -> Opened:
+    """Raises what `Fleet.attach` raises."""
+    attached, reader = await parts(request).fleet.attach(found, after)
+    return Opened(attached, reader, known=True)
 
 
 def stream(
@@ -79,10 +83,10 @@ def stream(
     own = {
         "content-type": CONTENT_TYPE,
         "cache-control": "no-store, no-transform",
-        "x-stream-id": opened.generation.id,
+        "x-stream-id": opened.stream.id,
     }
     return kind(
-        opened.generation,
+        opened.stream,
         opened.reader,
         encoder,
         manners(app.settings),

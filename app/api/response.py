@@ -26,9 +26,10 @@ from starlette.types import Message, Receive, Scope, Send
 from app.api import problems
 from app.errors import Problem
 from app.events import Failed
-from app.log.memory import Reader
-from app.relay import Generation
+from app.log.reader import Reader
 from app.settings import Settings
+from app.stream import Stream
+from app.streams import too_many_readers
 from app.turns import Turns
 from app.wire.dialect import Encoder
 
@@ -43,16 +44,17 @@ ABORT: Final = "relay.abort"
 
 
 class Manners(msgspec.Struct, frozen=True):
-    """How a response treats its client, in seconds; `max_age_s` 0 is no limit."""
+    """How a response treats its client, in seconds; `max_age_s` 0 is no limit. `max_readers` of one stream at once."""
 
     heartbeat_s: float
     send_timeout_s: float
     max_age_s: float
+    max_readers: int
 
 
 def manners(settings: Settings) -> Manners:
     age = settings.max_connection_seconds * random.uniform(1 - AGE_JITTER, 1 + AGE_JITTER)
-    return Manners(settings.heartbeat_seconds, settings.send_timeout_seconds, age)
+    return Manners(settings.heartbeat_seconds, settings.send_timeout_seconds, age, settings.max_readers_per_stream)
 
 
 class StreamResponse(EventSourceResponse):
@@ -60,7 +62,7 @@ class StreamResponse(EventSourceResponse):
 
     def __init__(
         self,
-        generation: Generation,
+        stream: Stream,
         reader: Reader,
         encoder: Encoder,
         manners: Manners,
@@ -73,7 +75,7 @@ class StreamResponse(EventSourceResponse):
         super().__init__(_Nothing(), headers=headers, ping=0, sep="\n", client_close_handler_callable=self._left)
         del self.headers["connection"]
         self._loop = asyncio.get_running_loop()
-        self._generation = generation
+        self._stream = stream
         self._reader = reader
         self._encoder = encoder
         self._manners = manners
@@ -86,7 +88,7 @@ class StreamResponse(EventSourceResponse):
         self._timer: asyncio.TimerHandle | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        departure = asyncio.create_task(self._listen_for_disconnect(receive), name=f"departure {self._generation.id}")
+        departure = asyncio.create_task(self._listen_for_disconnect(receive), name=f"departure {self._stream.id}")
         self._task, self._scope = asyncio.current_task(), scope
         try:
             await self._serve(scope, receive, send)
@@ -99,10 +101,10 @@ class StreamResponse(EventSourceResponse):
             departure.cancel()
             if self._timer is not None:
                 self._timer.cancel()
-            self._generation.leave(self._reader, may_return=self._known)
+            self._stream.leave(self._reader, may_return=self._known)
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
-        problem = await self._held() if self._hold_s else None
+        problem = (await self._held() if self._hold_s else None) or self._crowded()
         if problem is not None:
             await self._refuse(problem, scope, receive, send)
             if self.active:
@@ -119,11 +121,19 @@ class StreamResponse(EventSourceResponse):
         self._holding = True
         timer = self._loop.call_later(self._hold_s, self._let_go)
         try:
-            while self._holding and self.active and not log.carrying and log.closed is None:
+            while self._holding and self.active and not log.carrying and not log.broken and log.closed is None:
                 await self._reader.wait()
         finally:
             timer.cancel()
         return log.closed.error if isinstance(log.closed, Failed) and not log.carrying else None
+
+    def _crowded(self) -> Problem | None:
+        """A reader that was held begins to count."""
+        readers = self._stream.readers
+        if self._reader.held and readers >= self._manners.max_readers:
+            return too_many_readers(readers).problem
+        self._reader.held = False
+        return None
 
     def _let_go(self) -> None:
         self._holding = False
@@ -141,7 +151,7 @@ class StreamResponse(EventSourceResponse):
         self._ping_due = True  # with nothing to say a head alone would stay in nginx's TLS buffer over HTTP/2
         reader, log = self._reader, self._reader.log
         while self.active:
-            if self._too_old:
+            if self._too_old or log.broken:
                 await self._break_off(send)
                 return
             if events := reader.peek():
@@ -173,7 +183,7 @@ class StreamResponse(EventSourceResponse):
             await _abort(self._scope)
 
     def _heartbeat(self) -> bytes:
-        return self._encoder.ping(self._generation.waiting, self._generation.clocks.elapsed_s)
+        return self._encoder.ping(self._stream.waiting, self._stream.elapsed_s)
 
     async def _write(self, send: Send, body: bytes, *, more: bool = True) -> None:
         await self._send(send, {"type": "http.response.body", "body": body, "more_body": more})

@@ -1,19 +1,14 @@
 """What there is of an answer by now, as JSON: for a client that was interrupted and wants no stream."""
 
-from app.errors import RelayError
 from app.events import Delta, Done, Failed, Passed, Reasoning, Refusal, Start, ToolCall
-from app.relay import Generation
+from app.fleet import Account
 from app.wire import native
 
 
-def result(generation: Generation) -> dict[str, object]:
-    """Raises `not_resumable` for a stream whose beginning is not kept."""
-    log = generation.log
-    if not log.resumable or log.live_from is not None:
-        raise RelayError("not_resumable", "this stream can only be read live", phase="admission")
+def result(account: Account) -> dict[str, object]:
     texts: dict[str, list[str]] = {"text": [], "reasoning": [], "refusal": []}
     calls: dict[int, list[ToolCall]] = {}
-    for event in log.everything():
+    for event in account.events:
         match event.piece if isinstance(event, Passed) else event:
             case Delta(content=text):
                 texts["text"].append(text)
@@ -26,18 +21,18 @@ def result(generation: Generation) -> dict[str, object]:
             case Start() | Done() | Failed() | None:
                 pass
     joined = {name: "".join(pieces) for name, pieces in texts.items()}
-    return _state(generation) | joined | {"tool_calls": [_call(calls[index]) for index in sorted(calls)]}
+    return _state(account) | joined | {"tool_calls": [_call(calls[index]) for index in sorted(calls)]}
 
 
-def _state(generation: Generation) -> dict[str, object]:
-    end = generation.log.closed
+def _state(account: Account) -> dict[str, object]:
+    end = account.end
     done = end if isinstance(end, Done) else None
     return {
-        "id": generation.id,
+        "id": account.id,
         "status": "running" if end is None else "done" if done else "error",
-        "model": generation.chat.model,
+        "model": account.model,
         "finish_reason": done.finish_reason if done else None,
-        "usage": native.usage_json(done.usage if done else generation.usage()),
+        "usage": native.usage_json(done.usage if done else account.usage),
         "error": end.error.as_json() if isinstance(end, Failed) else None,
     }
 

@@ -26,10 +26,10 @@ async def post_stream(request: Request) -> Response:
     visitor = callers.visitor(request)
     intake.require_json(request)
     if cursor := intake.last_event_id(request):
-        generation = app.streams.find(cursor.stream_id, visitor.caller)
-        return _response(request, opening.attach(request, generation, cursor.seq))
+        found = await app.fleet.find(cursor.stream_id, visitor.caller)
+        return _response(request, await opening.attach(request, found, cursor.seq))
     body = await intake.read_body(request, app.settings)
-    return _begin(request, visitor, requests.parse(body), body, hold_s=app.settings.hold_status_seconds)
+    return await _begin(request, visitor, requests.parse(body), body, hold_s=app.settings.hold_status_seconds)
 
 
 @router.get("/chat/stream", summary="The same for a native EventSource: one user message as a query")
@@ -37,19 +37,20 @@ async def get_stream(request: Request) -> Response:
     app = parts(request)
     callers.guard(request, app.settings.cors_origins, proof=True)
     if cursor := intake.last_event_id(request):
-        return _replay(request, cursor.stream_id, cursor.seq)
-    return _begin(request, callers.visitor(request), _query(request), request.scope["query_string"], hold_s=0)
+        return await _replay(request, cursor.stream_id, cursor.seq)
+    return await _begin(request, callers.visitor(request), _query(request), request.scope["query_string"], hold_s=0)
 
 
 @router.get("/chat/stream/{stream_id}", summary="Attach to a stream, from a cursor on")
 async def get_stream_by_id(request: Request, stream_id: str) -> Response:
-    return _replay(request, stream_id, intake.after(request, stream_id))
+    return await _replay(request, stream_id, intake.after(request, stream_id))
 
 
 @router.get("/chat/stream/{stream_id}/result", summary="What there is of an answer by now")
 async def get_result(request: Request, stream_id: str) -> Response:
-    generation = parts(request).streams.find(stream_id, callers.visitor(request).caller)
-    return JSONResponse(result(generation), headers=NO_STORE)
+    fleet = parts(request).fleet
+    found = await fleet.find(stream_id, callers.visitor(request).caller)
+    return JSONResponse(result(await fleet.account(found)), headers=NO_STORE)
 
 
 @router.delete("/chat/stream/{stream_id}", summary="Stop a generation", status_code=202)
@@ -57,7 +58,7 @@ async def get_result(request: Request, stream_id: str) -> Response:
 async def cancel(request: Request, stream_id: str) -> Response:
     app = parts(request)
     callers.guard(request, app.settings.cors_origins, proof=False)
-    app.streams.cancel(stream_id, callers.visitor(request).caller)
+    await app.fleet.cancel(stream_id, callers.visitor(request).caller)
     return JSONResponse({"id": stream_id}, 202, NO_STORE)
 
 
@@ -68,30 +69,38 @@ async def healthz() -> Response:
 
 @router.get("/readyz", summary="Whether new streams may come")
 async def readyz(request: Request) -> Response:
-    if parts(request).streams.draining:
-        return JSONResponse({"status": "draining"}, 503, {"retry-after": "1"})
-    return JSONResponse({"status": "ready"})
+    app = parts(request)
+    shared_log = app.fleet.shared_log
+    said = {} if shared_log is None else {"shared_log": shared_log}
+    if app.streams.draining:
+        return JSONResponse({"status": "draining"} | said, 503, {"retry-after": "1"})
+    if shared_log == "away" and app.settings.redis_away == "refuse":
+        return JSONResponse({"status": "not ready"} | said, 503, {"retry-after": "1"})
+    return JSONResponse({"status": "ready"} | said)
 
 
-def _begin(request: Request, visitor: callers.Visitor, asked: ChatRequest, body: bytes, *, hold_s: float) -> Response:
+async def _begin(
+    request: Request, visitor: callers.Visitor, asked: ChatRequest, body: bytes, *, hold_s: float
+) -> Response:
     chat = requests.admit(asked, parts(request).settings, body_bytes=len(body))
     waits = _ids(request) or request.method == "GET"
-    opened = opening.begin(request, visitor, chat, body, chosen=asked.on_disconnect, waits=waits)
+    opened = await opening.begin(request, visitor, chat, body, chosen=asked.on_disconnect, waits=waits)
     return _response(request, opened, hold_s=hold_s)
 
 
-def _replay(request: Request, stream_id: str, after: int) -> Response:
-    generation = parts(request).streams.find(stream_id, callers.visitor(request).caller)
-    if generation.log.closed is not None and after == generation.log.next_seq - 1:
+async def _replay(request: Request, stream_id: str, after: int) -> Response:
+    fleet = parts(request).fleet
+    found = await fleet.find(stream_id, callers.visitor(request).caller)
+    if fleet.over(found, after):
         return Response(status_code=204, headers=NO_STORE)
-    return _response(request, opening.attach(request, generation, after))
+    return _response(request, await opening.attach(request, found, after))
 
 
 def _response(request: Request, opened: Opened, *, hold_s: float = 0) -> Response:
     settings = parts(request).settings
     # An EventSource without an id would ask anew when it reconnects, and pay again: with one it is told that it cannot.
-    ids = _ids(request) and (opened.generation.log.resumable or request.method == "GET")
-    shape = native.Shape(opened.generation.id, ids=ids, padding_bytes=settings.first_frame_padding_bytes)
+    ids = _ids(request) and (opened.stream.log.resumable or request.method == "GET")
+    shape = native.Shape(opened.stream.id, ids=ids, padding_bytes=settings.first_frame_padding_bytes)
     return opening.stream(request, opened, shape, hold_s=hold_s, headers={"vary": "Accept"})
 
 

@@ -23,15 +23,31 @@ def size_of(event: Event) -> int:
 
 
 class Budget:
-    """The bytes that all logs of a process share. `reclaim` is asked to give up finished logs before any is cut."""
+    """The bytes that some logs share: those of a process and, within it, those of a caller.
 
-    def __init__(self, total_bytes: int, reclaim: Callable[[], None] = lambda: None) -> None:
+    `reclaim` is asked to give up finished logs before any is cut.
+    """
+
+    def __init__(
+        self, total_bytes: int, reclaim: Callable[["Budget"], None] = lambda _: None, *, within: "Budget | None" = None
+    ) -> None:
         self.total_bytes: Final = total_bytes
         self.used_bytes = 0
         self._reclaim = reclaim
+        self._within = within
+
+    def charge(self, size: int) -> None:
+        """Takes bytes, or gives back a negative number of them."""
+        self.used_bytes += size
+        if self._within is not None:
+            self._within.charge(size)
+
+    @property
+    def over(self) -> bool:
+        return self.used_bytes > self.total_bytes
 
     @property
     def exceeded(self) -> bool:
-        if self.used_bytes > self.total_bytes:
-            self._reclaim()
-        return self.used_bytes > self.total_bytes
+        if self.over:
+            self._reclaim(self)
+        return self.over or (self._within is not None and self._within.exceeded)

@@ -18,12 +18,10 @@ from typing import Final
 from app.events import Done, Entry, Event, Failed, Start
 from app.log import codec
 from app.log.budget import ENTRY_OVERHEAD_BYTES, Budget, size_of
+from app.log.reader import Reader
 
 SHORT_LAG_BYTES: Final = 16 * 1024
 """The lag that is allowed while the logs of the process are over their bound: about one turn's worth."""
-
-TAKE_ENTRIES: Final = 256
-"""The most a reader takes at once: more than a writer brings in a turn, so that whoever fell behind catches up."""
 
 
 class MemoryLog:
@@ -33,11 +31,14 @@ class MemoryLog:
         self.resumable: Final = start.resumable
         self.max_bytes: Final = max_bytes
         self.max_lag_bytes: Final = max_lag_bytes
+        self.closing: Done | Failed | None = None
         self.closed: Done | Failed | None = None
+        self.broken = False
         self.carrying = False
         self.live_from: int | None = None
         self.readers: set[Reader] = set()
         self._budget = budget
+        self._dropping = not self.resumable
         self._first = 0
         self._entries: list[Event] = [start]
         self._ends = array("q", [ENTRY_OVERHEAD_BYTES])
@@ -51,9 +52,14 @@ class MemoryLog:
     def next_seq(self) -> int:
         return self._first + len(self._ends)
 
+    @property
+    def readable(self) -> int:
+        """The seq behind the last entry that readers may have."""
+        return self.next_seq
+
     def append(self, entries: Sequence[Entry]) -> None:
-        """Adds to the answer; nothing once the log is closed."""
-        if self.closed is None:
+        """Adds to the answer; nothing once the log is closing."""
+        if self.closing is None:
             self._add(entries)
 
     def mark_carrying(self) -> None:
@@ -63,16 +69,19 @@ class MemoryLog:
 
     def close(self, terminal: Done | Failed) -> bool:
         """Ends the log with its terminal event; False when somebody was first."""
-        if self.closed is not None:
+        if self.closing is not None:
             return False
-        self.closed = terminal
+        self.closing = terminal
         self._add([terminal])
         self._let_in()
-        if self.resumable and self.live_from is None:
-            self._pack()
         return True
 
-    def open_reader(self, after: int = -1) -> "Reader":
+    def break_off(self) -> None:
+        """What its readers miss will never come here: they are sent away before the end, to come back elsewhere."""
+        self.broken = True
+        self._wake()
+
+    def open_reader(self, after: int = -1) -> Reader:
         """A reader whose next entry is `after + 1`; it counts as attached until it is closed."""
         reader = Reader(self, after)
         self.readers.add(reader)
@@ -110,15 +119,15 @@ class MemoryLog:
     @property
     def crowded(self) -> bool:
         """Whether the slowest attached reader is so far behind that upstream must not be read."""
-        if not self.readers or not self._forgets:
+        if not self.readers or not self._dropping:
             return False
         slowest = min(reader.cursor for reader in self.readers)
         lag_bytes = self.kept_bytes - self._bytes_through(slowest)
         return lag_bytes > (SHORT_LAG_BYTES if self._budget.exceeded else self.max_lag_bytes)
 
     async def room(self) -> None:
-        """Waits until the log is no longer crowded, or closed."""
-        while self.crowded and self.closed is None:
+        """Waits until the log is no longer crowded, or closing."""
+        while self.crowded and self.closing is None:
             self._room = asyncio.get_running_loop().create_future()
             try:
                 await self._room
@@ -127,17 +136,12 @@ class MemoryLog:
 
     def moved(self) -> None:
         """A reader has taken entries or has gone."""
-        if self._forgets:
+        if self._dropping:
             self._forget()
         self._let_in()
 
-    @property
-    def _forgets(self) -> bool:
-        """Whether what every attached reader has taken is dropped: nobody can come back for it."""
-        return not self.resumable or self.live_from is not None
-
     def _let_in(self) -> None:
-        if self._room is not None and not self._room.done() and (self.closed is not None or not self.crowded):
+        if self._room is not None and not self._room.done() and (self.closing is not None or not self.crowded):
             self._room.set_result(None)
 
     def _add(self, events: Sequence[Event]) -> None:
@@ -148,12 +152,30 @@ class MemoryLog:
             self._ends.append(end)
         self._entries.extend(events)
         self._charge(end - before)
-        if self.resumable and self.live_from is None and self.closed is None and self.full:
-            self.live_from = self.next_seq
+        if not self._dropping and self.closing is None and self.full:
+            self._drop_from(self.next_seq)
+        elif not self.readers and self._dropping:
             self._forget()
-        elif not self.readers and self._forgets:
-            self._forget()
+        self._added()
+
+    def _drop_from(self, seq: int) -> None:
+        """From here on what every attached reader has taken is dropped: nobody can come back for it."""
+        self._dropping = True
+        if self.live_from is None:
+            self.live_from = seq
+        self._forget()
+
+    def _added(self) -> None:
+        """What was added can be read at once."""
+        if self.closing is not None:
+            self._shut(self.closing)
         self._wake()
+
+    def _shut(self, terminal: Done | Failed) -> None:
+        """The end can be read."""
+        self.closed = terminal
+        if not self._dropping and self.live_from is None:
+            self._pack()
 
     def _pack(self) -> None:
         self._pages = codec.pack(self._entries)
@@ -163,7 +185,7 @@ class MemoryLog:
 
     def _charge(self, size: int) -> None:
         self.kept_bytes += size
-        self._budget.used_bytes += size
+        self._budget.charge(size)
 
     def _bytes_through(self, seq: int) -> int:
         """Bytes of the kept entries up to and with `seq`."""
@@ -173,6 +195,9 @@ class MemoryLog:
     def _forget(self) -> None:
         """Drops what every attached reader has taken; all of it when nobody is attached and nobody may come."""
         through = min((reader.cursor for reader in self.readers), default=self.next_seq - 1)
+        self._forget_through(through)
+
+    def _forget_through(self, through: int) -> None:
         count = through + 1 - self._first
         if count <= 0:
             return
@@ -185,53 +210,3 @@ class MemoryLog:
     def _wake(self) -> None:
         for reader in self.readers:
             reader.wake()
-
-
-class Reader:
-    """A cursor on a log. `wait` is safe to cancel at any time."""
-
-    def __init__(self, log: MemoryLog, after: int) -> None:
-        self.log: Final = log
-        self.cursor = after
-        self._waiter: asyncio.Future[None] | None = None
-        self._page_number = -1
-        self._page: list[Event] = []
-
-    def peek(self) -> list[Event]:
-        """The next entries, at most `TAKE_ENTRIES`; their first seq is `cursor + 1`."""
-        first = self.cursor + 1
-        if not self.log.packed:
-            return self.log.slice(first, TAKE_ENTRIES)
-        number, offset = divmod(first, codec.PAGE_ENTRIES)
-        if number != self._page_number:
-            self._page_number, self._page = number, self.log.page(number)
-        return self._page[offset : offset + TAKE_ENTRIES]
-
-    def advance(self, count: int) -> None:
-        """Takes the first `count` of what was peeked at."""
-        self.cursor += count
-        self.log.moved()
-
-    def skip(self) -> None:
-        """Takes all that there is, unseen."""
-        self.advance(self.log.next_seq - 1 - self.cursor)
-
-    @property
-    def behind(self) -> bool:
-        return self.cursor + 1 < self.log.next_seq
-
-    async def wait(self) -> None:
-        """Until something may have changed: entries, the end, or a call of `wake`."""
-        self._waiter = asyncio.get_running_loop().create_future()
-        try:
-            await self._waiter
-        finally:
-            self._waiter = None
-
-    def wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
-
-    def close(self) -> None:
-        self.log.readers.discard(self)
-        self.log.moved()

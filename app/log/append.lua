@@ -1,0 +1,36 @@
+-- Appends to streams, each by the one writer that it has. One call is one group commit.
+-- KEYS  meta and events of each stream.
+-- ARGV  of each stream: first seq, seq behind the last, entries, state, birth, ms to keep, key, claim.
+--       birth comes with the first entries; ms to keep with the first and the last; the Idempotency-Key with both,
+--       and its claim where the end frees it.
+-- Answers nothing where all went as their writers thought; else {place, seq that comes next here} for a writer to go on
+-- from (0: the stream is unknown), or {place, -1}: others have ended the stream, and nothing was added.
+local deviations = {}
+for place = 1, #KEYS / 2 do
+  local meta, events = KEYS[2 * place - 1], KEYS[2 * place]
+  local first, behind, entries, state, birth, keep_ms, key, claim = unpack(ARGV, 8 * place - 7, 8 * place)
+  local was = redis.call('HMGET', meta, 'state', 'next')
+  local at = tonumber(was[2] or 0)
+  if was[1] == 'lost' then
+    deviations[#deviations + 1] = {place, -1}
+  elseif at < tonumber(first) then
+    deviations[#deviations + 1] = {place, at}
+  else
+    if at < tonumber(behind) then
+      redis.call('XADD', events, behind .. '-0', 'e', entries)
+      redis.call('HSET', meta, 'next', behind, 'state', state)
+      if birth ~= '' then redis.call('HSET', meta, 'birth', birth) end
+    elseif was[1] and was[1] ~= state then
+      redis.call('HSET', meta, 'state', state)
+    end
+    if state == 'live' then redis.call('XTRIM', events, 'MAXLEN', 32) end
+    if keep_ms ~= '' then
+      redis.call('PEXPIRE', meta, keep_ms)
+      redis.call('PEXPIRE', events, keep_ms)
+      if claim ~= '' and redis.call('GET', key) == claim then redis.call('DEL', key)
+      elseif key ~= '' then redis.call('PEXPIRE', key, keep_ms) end
+    end
+  end
+end
+if #deviations > 0 then return deviations end
+return false

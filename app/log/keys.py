@@ -1,0 +1,67 @@
+"""What stands in Redis, under which names.
+
+    {prefix}:{id}:meta       hash    state, next (the seq to come), birth, spent
+    {prefix}:{id}:events     stream  entries in batches; a batch's id is the seq behind its last entry
+    {prefix}:{id}:watch      string  alive while a process other than the writer's has readers of the stream
+    {prefix}:process:{p}     string  the lease of a process: it is there while the process lives
+    {prefix}:inbox:{p}       stream  what other processes ask of this one
+    {prefix}:key:{hash}      string  whose stream an Idempotency-Key is
+    {prefix}:chat:{hash}     string  the stream that a chat waits for
+
+State is open, live (no longer resumable), closed (by its writer), lost (by others, its writer being dead) or cut (its
+writer lives and could not bring all entries).
+"""
+
+import hashlib
+from typing import Final, Literal
+
+import msgspec
+
+State = Literal["open", "live", "closed", "lost", "cut"]
+
+
+class Birth(msgspec.Struct, frozen=True):
+    """What other processes know of a stream. `began`: seconds since the epoch; `key`, `claim`: its Idempotency-Key."""
+
+    process: str
+    owner_key: str
+    owner_subject: str | None
+    model: str
+    request_id: str
+    began: float
+    prompt_tokens: int
+    key: str = ""
+    claim: bytes = b""
+
+
+class Keys:
+    """The names of one prefix. A stream's keys share a hash tag."""
+
+    def __init__(self, prefix: str) -> None:
+        self._prefix: Final = prefix
+
+    def meta(self, stream_id: str) -> str:
+        return f"{self._prefix}:{{{stream_id}}}:meta"
+
+    def events(self, stream_id: str) -> str:
+        return f"{self._prefix}:{{{stream_id}}}:events"
+
+    def watch(self, stream_id: str) -> str:
+        return f"{self._prefix}:{{{stream_id}}}:watch"
+
+    def lease(self, process: str) -> str:
+        return f"{self._prefix}:process:{process}"
+
+    def inbox(self, process: str) -> str:
+        return f"{self._prefix}:inbox:{process}"
+
+    def idempotency(self, *parts: str | None) -> str:
+        return f"{self._prefix}:key:{_digest(parts)}"
+
+    def chat(self, *parts: str | None) -> str:
+        return f"{self._prefix}:chat:{_digest(parts)}"
+
+
+def _digest(parts: tuple[str | None, ...]) -> str:
+    """Names of callers and what they chose themselves are not told to who can list keys."""
+    return hashlib.sha256(msgspec.json.encode(parts)).hexdigest()[:32]

@@ -1,0 +1,130 @@
+"""The shared log of a process: its connections, its lease, and the tasks that write, follow and watch."""
+
+import asyncio
+import contextlib
+import secrets
+import weakref
+from collections.abc import Callable
+from typing import Final
+
+import msgspec
+import structlog
+
+from app.events import Event, Start
+from app.log import codec
+from app.log.budget import Budget
+from app.log.commits import AWAY_SECONDS, Commits
+from app.log.keys import Birth, Keys
+from app.log.leases import Leases
+from app.log.redis import AWAY, Server
+from app.log.shared import SharedLog
+from app.log.tail import Tail
+from app.log.watch import Watch
+
+FLUSH_SECONDS: Final = 2.0
+"""For the last entries to be brought before the process ends."""
+
+logger = structlog.get_logger("app.log")
+
+
+class Terms(msgspec.Struct, frozen=True):
+    """What an operator chooses. Times in seconds."""
+
+    url: str
+    prefix: str
+    lease_s: float
+    keep_s: float
+
+
+class Sharing:
+    """`start` and `aclose` once each; between them the process has a lease."""
+
+    def __init__(self, terms: Terms) -> None:
+        self.process: Final = f"p_{secrets.token_hex(8)}"
+        self.keys: Final = Keys(terms.prefix)
+        self.server: Final = Server(terms.url)
+        self.commits: Final = Commits(self.server, self.keys)
+        self.tail: Final = Tail(self.server, self.keys, self.process, lease_s=terms.lease_s)
+        self.keep_ms: Final = int(terms.keep_s * 1000)
+        self._leases = Leases(
+            self.server, self.keys, self.process, lease_s=terms.lease_s, kept=self._kept, failed=self._failing
+        )
+        self._watch = Watch(
+            self.server, self.keys, self._leases, self.tail.mirrors, lease_s=terms.lease_s, keep_ms=self.keep_ms
+        )
+        self._logs: weakref.WeakSet[SharedLog] = weakref.WeakSet()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._closing = False
+
+    def start(self, *, cancel: Callable[[str], None]) -> None:
+        """`cancel` is called with the id of a stream that another process was asked to stop."""
+        self.tail.cancel = cancel
+        for room in (self.commits, self.tail, self._leases, self._watch):
+            task = asyncio.create_task(room.run(), name=f"shared log {type(room).__name__.lower()}")
+            task.add_done_callback(self._ended)
+            self._tasks.append(task)
+
+    async def aclose(self) -> None:
+        """What is still to be brought is brought, as far as that goes in `FLUSH_SECONDS`."""
+        if self._closing:
+            return
+        await self.commits.flush(FLUSH_SECONDS)
+        self._closing = True
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+        with contextlib.suppress(*AWAY):  # it ends by itself
+            await self._leases.give_up()
+        await self.server.aclose()
+
+    @property
+    def away(self) -> bool:
+        return self.commits.away
+
+    async def everything(self, stream_id: str) -> list[Event]:
+        """All entries of a stream. Raises one of `AWAY`."""
+        events: list[Event] = []
+        for behind, packed in await self.server.batches(self.keys.events(stream_id)):
+            batch = codec.unpack(packed)
+            events += batch[max(len(events) - (behind - len(batch)), 0) :]
+        return events
+
+    async def watched(self, stream_id: str) -> bool:
+        """Whether another process has readers of a stream of ours; while nobody can know, none has."""
+        try:
+            return bool(await self.server.commands.exists(self.keys.watch(stream_id)))
+        except AWAY:
+            return not self.away
+
+    def log(
+        self, start: Start, birth: Birth, budget: Budget, *, life_s: float, max_bytes: int, max_lag_bytes: int
+    ) -> SharedLog:
+        """A new stream's log. `life_s`: how long the stream may live at most."""
+        log = SharedLog(
+            start,
+            budget,
+            self.commits,
+            birth,
+            life_ms=int(life_s * 1000) + self.keep_ms,
+            keep_ms=self.keep_ms,
+            max_bytes=max_bytes,
+            max_lag_bytes=max_lag_bytes,
+        )
+        self._logs.add(log)
+        return log
+
+    def _kept(self, lost: bool) -> None:
+        if lost:
+            self.commits.check(log for log in self._logs if log.closing is None)
+        self.commits.reachable()
+
+    def _failing(self, error: BaseException, for_s: float) -> None:
+        if for_s >= AWAY_SECONDS:
+            self.commits.set_away(error)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        """A fault of ours: streams go on, live only."""
+        if not task.cancelled() and (error := task.exception()) is not None:
+            logger.critical("shared log stopped", task=task.get_name(), exc_info=error)
+            self.commits.set_away(error)
