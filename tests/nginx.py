@@ -6,7 +6,7 @@ import re
 import shutil
 import socket
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
@@ -61,25 +61,76 @@ LISTENS: Final = b"event method"
 COMPLAINT: Final = re.compile(r".*\[(?:error|crit|alert|emerg)\].*")
 
 
+BALANCER: Final = """\
+daemon off;
+master_process off;
+pid nginx.pid;
+error_log stderr notice;
+events { worker_connections 1024; }
+http {
+    access_log off;
+    client_body_temp_path body;
+    proxy_temp_path proxy;
+    fastcgi_temp_path fastcgi;
+    uwsgi_temp_path uwsgi;
+    scgi_temp_path scgi;
+    upstream relays { RELAYS }
+    server {
+        listen 127.0.0.1:PORT reuseport;
+        location / {
+            proxy_pass http://relays;
+            proxy_http_version 1.1;
+            proxy_set_header Connection "";
+            proxy_buffering off;
+            proxy_set_header Host $http_host;
+        }
+    }
+}
+"""
+"""Requests go to one relay after the other."""
+
+
 @contextlib.asynccontextmanager
 async def fronted(relay_port: int, *, max_streams: int = 128) -> AsyncIterator[int]:
     """nginx before the relay on that port; gives its own port. In the end it must have complained of nothing."""
-    with tempfile.TemporaryDirectory(prefix="nginx-") as name, socket.socket() as reserved:
-        reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        reserved.bind(("127.0.0.1", 0))
-        port: int = reserved.getsockname()[1]
+    with tempfile.TemporaryDirectory(prefix="nginx-") as name, _reserved() as port:
         await _certify(Path(name))
-        (Path(name) / "nginx.conf").write_text(_configuration(port, relay_port, max_streams))
-        arguments = ("-p", name, "-c", "nginx.conf", "-e", "stderr")
-        nginx = await asyncio.create_subprocess_exec(_program("nginx"), *arguments, stderr=asyncio.subprocess.PIPE)
-        said: list[bytes] = []
-        try:
-            await _listening(nginx, said)
+        async with _running(Path(name), _configuration(port, relay_port, max_streams)) as said:
             yield port
-        finally:
-            said.append(await _ended(nginx))
     complaints = COMPLAINT.findall(b"".join(said).decode())
     assert complaints == [], complaints
+
+
+@contextlib.asynccontextmanager
+async def balanced(relay_ports: Iterable[int]) -> AsyncIterator[int]:
+    """nginx before several relays, without TLS; gives its own port."""
+    relays = " ".join(f"server 127.0.0.1:{port} max_fails=0;" for port in relay_ports)
+    with tempfile.TemporaryDirectory(prefix="nginx-") as name, _reserved() as port:
+        configuration = BALANCER.replace("PORT", str(port)).replace("RELAYS", relays)
+        async with _running(Path(name), configuration):
+            yield port
+
+
+@contextlib.contextmanager
+def _reserved() -> Iterator[int]:
+    with socket.socket() as reserved:
+        reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        reserved.bind(("127.0.0.1", 0))
+        yield reserved.getsockname()[1]
+
+
+@contextlib.asynccontextmanager
+async def _running(folder: Path, configuration: str) -> AsyncIterator[list[bytes]]:
+    """Gives what it says, whole when the block has ended."""
+    (folder / "nginx.conf").write_text(configuration)
+    arguments = ("-p", str(folder), "-c", "nginx.conf", "-e", "stderr")
+    nginx = await asyncio.create_subprocess_exec(_program("nginx"), *arguments, stderr=asyncio.subprocess.PIPE)
+    said: list[bytes] = []
+    try:
+        await _listening(nginx, said)
+        yield said
+    finally:
+        said.append(await _ended(nginx))
 
 
 def _program(name: str) -> str:

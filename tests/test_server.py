@@ -5,65 +5,17 @@ What concerns signals runs as the process that an operator starts.
 
 import asyncio
 import contextlib
-import re
 import signal
 import socket
-import sys
-from asyncio.subprocess import DEVNULL, PIPE, Process
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-import app
 from tests.relay import Connection, chat, connect, event_of, fetch, running, text_of, until
-from tests.terminal import environment
+from tests.served import END_SECONDS, SERVE, served
 from tests.upstream import Exchange, Step, Upstream, answer, chunk, finish, hang, head, repeat, send, wait
-
-START_SECONDS = 20
-END_SECONDS = 10
-ROOT = Path(app.__file__).parents[1]
-
-
-class Served:
-    """A relay in a process of its own."""
-
-    def __init__(self, process: Process, port: int) -> None:
-        self.process = process
-        self.port = port
-
-    async def code(self) -> int:
-        """What it exits with."""
-        async with asyncio.timeout(END_SECONDS):
-            return await self.process.wait()
-
-
-@contextlib.asynccontextmanager
-async def served(folder: Path, upstream: Upstream, *command: str, **variables: str) -> AsyncIterator[Served]:
-    """`python -m …`, killed when the block ends if it still runs."""
-    own = {"PYTHONPATH": str(ROOT), "OPENAI_API_KEY": "test-key", "OPENAI_BASE_URL": upstream.base_url}
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", *command),
-        stdin=DEVNULL,
-        stdout=DEVNULL,
-        stderr=PIPE,
-        cwd=folder,
-        env=environment(folder, own | variables),
-    )
-    assert process.stderr is not None
-    try:
-        async with asyncio.timeout(START_SECONDS):
-            text = (await process.stderr.readuntil(b"http://127.0.0.1:")).decode()
-            text += (await process.stderr.readuntil(b"\n")).decode()
-        yield Served(process, int(re.findall(r"http://127\.0\.0\.1:([0-9]+)", text)[0]))
-    finally:
-        if process.returncode is None:
-            process.kill()
-        await process.communicate()
-
-
-SERVE = ("app", "serve", "--port", "0")
 
 
 async def begun(connection: Connection, model: str = "m") -> tuple[str, AsyncIterator[str]]:
