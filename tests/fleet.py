@@ -60,6 +60,7 @@ class Reading:
     def __init__(self) -> None:
         self.id = ""
         self.events: list[Event] = []
+        self._response: Response | None = None
 
     @property
     def cursor(self) -> int:
@@ -89,9 +90,12 @@ class Reading:
             await self.read(await connection.request("GET", f"/chat/stream/{self.id}", None, SSE | cursor), events)
 
     async def read(self, response: Response, events: int | None = None) -> None:
+        """So many events, or to the end. The response can be read further."""
         assert response.status == 200, await response.read()
         self.id = response.headers["x-stream-id"]
-        async for block in response.blocks():
+        if self._response is not response:
+            self._response, self._blocks = response, response.blocks()
+        async for block in self._blocks:
             if (event := event_of(block))["type"] != "ping":
                 self.events.append(event)
                 events = events if events is None else events - 1

@@ -7,7 +7,7 @@ is known by its seq.
 """
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from itertools import islice
 from typing import Final
 
@@ -35,8 +35,9 @@ logger = structlog.get_logger("app.log")
 class Commits:
     """`run` is its one task. `away` tells that Redis cannot be used, and for how long it has been so."""
 
-    def __init__(self, server: Server, keys: Keys) -> None:
+    def __init__(self, server: Server, keys: Keys, in_touch: Callable[[], None]) -> None:
         self._server = server
+        self._in_touch = in_touch
         self._keys = keys
         self._dirty: dict[SharedLog, None] = {}
         self._work: asyncio.Future[None] | None = None
@@ -160,6 +161,7 @@ class Commits:
 
     def _succeeded(self) -> None:
         self._failing_since = None
+        self._in_touch()
         if self.away:
             self.away = False
             logger.warning("shared log is back", to_bring=len(self._dirty))

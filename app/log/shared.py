@@ -43,7 +43,10 @@ class Parcel(msgspec.Struct, frozen=True):
 
 
 class SharedLog(MemoryLog):
-    """`life_ms`: how long a stream is kept whose writer says no more; `keep_ms`: how long one is kept after its end."""
+    """`life_ms`: how long a stream is kept whose writer says no more; `keep_ms`: how long one is kept after its end.
+
+    `too_late`: Redis was not reached for so long that the stream may have been ended and forgotten; it stays so.
+    """
 
     def __init__(
         self,
@@ -60,6 +63,7 @@ class SharedLog(MemoryLog):
         self.id: Final = start.id
         self.frees_its_key: Callable[[], bool] = lambda: False
         self.on_superseded: Callable[[Done | Failed], None] = lambda _: None
+        self.too_late = False
         self._courier = courier
         self._birth = birth
         self._life_ms, self._keep_ms = life_ms, keep_ms
@@ -127,6 +131,8 @@ class SharedLog(MemoryLog):
 
     def resume_from(self, seq: int) -> None:
         """Redis has less than it had acknowledged: it was restarted, or another took its place."""
+        if seq == 0 and self.too_late:
+            self._cut = self._alone = True
         self._brought = seq
 
     def supersede(self, end: Done | Failed, seq: int) -> None:

@@ -43,7 +43,7 @@ class Sharing:
         self.process: Final = f"p_{secrets.token_hex(8)}"
         self.keys: Final = Keys(terms.prefix)
         self.server: Final = Server(terms.url)
-        self.commits: Final = Commits(self.server, self.keys)
+        self.commits: Final = Commits(self.server, self.keys, self._in_touch)
         self.tail: Final = Tail(self.server, self.keys, self.process, lease_s=terms.lease_s)
         self.keep_ms: Final = int(terms.keep_s * 1000)
         self._leases = Leases(
@@ -53,6 +53,7 @@ class Sharing:
             self.server, self.keys, self._leases, self.tail.mirrors, lease_s=terms.lease_s, keep_ms=self.keep_ms
         )
         self._logs: weakref.WeakSet[SharedLog] = weakref.WeakSet()
+        self._in_touch_at = asyncio.get_running_loop().time()
         self._tasks: list[asyncio.Task[None]] = []
         self._closing = False
 
@@ -114,7 +115,16 @@ class Sharing:
         self._logs.add(log)
         return log
 
+    def _in_touch(self) -> None:
+        """Redis was reached."""
+        now, before = asyncio.get_running_loop().time(), self._in_touch_at
+        self._in_touch_at = now
+        if (now - before) * 1000 >= self.keep_ms:
+            for log in self._logs:
+                log.too_late = True
+
     def _kept(self, lost: bool) -> None:
+        self._in_touch()
         if lost:
             self.commits.check(log for log in self._logs if log.closing is None)
         self.commits.reachable()
