@@ -7,12 +7,13 @@
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Final, Protocol
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from redis import Redis
 
 from app.errors import Problem
 from app.events import Delta, Done, Event, Failed, Passed, Start, ToolCall, Usage
@@ -20,6 +21,7 @@ from app.log.budget import ENTRY_OVERHEAD_BYTES, Budget
 from app.log.memory import MemoryLog
 from app.log.reader import TAKE_ENTRIES, Reader
 from app.wire.native import Shape
+from tests.shared_store import SharedStore, redis_in
 
 DEADLINE_SECONDS = 5
 ENTRY_BYTES: Final = ENTRY_OVERHEAD_BYTES + 10
@@ -50,12 +52,22 @@ class MemoryStore:
         return self.budget.used_bytes
 
 
-STORES: Final[dict[str, Callable[[], Store]]] = {"memory": MemoryStore}
+STORES: Final = ("memory", "redis")
+
+
+@pytest.fixture(scope="module")
+def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Redis]:
+    with redis_in(tmp_path_factory.mktemp("redis")) as client:
+        yield client
+
+
+def stored(request: pytest.FixtureRequest) -> Store:
+    return SharedStore(request.getfixturevalue("redis")) if request.param == "redis" else MemoryStore()
 
 
 @pytest.fixture(params=STORES)
 def store(request: pytest.FixtureRequest) -> Store:
-    return STORES[request.param]()
+    return stored(request)
 
 
 def entries(first: int, count: int = 1) -> list[Delta]:
@@ -405,9 +417,13 @@ class Model:
         told.reader.close()
 
 
-@pytest.mark.parametrize("make", STORES.values(), ids=STORES.keys())
+@pytest.fixture(params=STORES)
+def make(request: pytest.FixtureRequest) -> Callable[[], Store]:
+    return lambda: stored(request)
+
+
 @given(steps=STEPS, resumable=st.booleans(), max_bytes=st.sampled_from([4 * ENTRY_BYTES, 1 << 20]))
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_in_any_order_readers_see_suffixes_without_gaps_and_one_end(
     make: Callable[[], Store], steps: list[tuple[str, int]], resumable: bool, max_bytes: int
 ) -> None:

@@ -99,7 +99,7 @@ class SharedLog(MemoryLog):
         """The next entries to bring; none where they are to be asked for only, or are no longer here."""
         first, key, frees = self._brought, "", b""
         if self._cut or first < self._first or self.packed:
-            self._cut = self._alone = True
+            self._cut_loose()
             return Parcel(0, 0, b"", "cut", None, self._keep_ms)
         events = super().slice(first, PARCEL_ENTRIES)
         behind = first + len(events)
@@ -132,7 +132,7 @@ class SharedLog(MemoryLog):
     def resume_from(self, seq: int) -> None:
         """Redis has less than it had acknowledged: it was restarted, or another took its place."""
         if seq == 0 and self.too_late:
-            self._cut = self._alone = True
+            self._cut_loose()
         self._brought = seq
 
     def supersede(self, end: Done | Failed, seq: int) -> None:
@@ -158,6 +158,11 @@ class SharedLog(MemoryLog):
                 self._shut(self.closing)
             self._let_in()
             self._wake()
+
+    def _cut_loose(self) -> None:
+        """It stands alone from here on, whether Redis is away or not."""
+        self._cut = True
+        self.stand_alone()
 
     # How it differs from a log in memory.
 
