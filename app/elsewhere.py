@@ -1,7 +1,7 @@
 """Streams that other processes generate: found, followed, stopped, and known by their keys, through the shared log."""
 
 import asyncio
-import time
+import contextlib
 from collections.abc import Awaitable
 from typing import Final, TypeVar, cast
 
@@ -9,8 +9,9 @@ import msgspec
 
 from app.admission.permits import Caller
 from app.errors import RelayError
-from app.events import Done, Failed, Usage
+from app.events import Done, Failed
 from app.fleet import Account
+from app.following import Followed, Remote
 from app.idempotency import Key
 from app.log.budget import Budget
 from app.log.keys import Birth, State
@@ -19,37 +20,17 @@ from app.log.reader import Reader
 from app.log.redis import AWAY
 from app.log.sharing import Sharing
 from app.log.watch import WATCH_MS
-from app.stream import Waiting
 
 T = TypeVar("T")
 
 CLAIM_MS: Final = 10_000
 """How long a key is held for a stream that has not been written yet: its process may die before."""
 
+FIRST_LOOK_SECONDS: Final = 1.0
+"""For what is there of a stream to come here; who waits longer is told by a `ping` that it waits."""
+
 CLAIM_POLL_SECONDS: Final = 0.02
 CLAIM_WAIT_SECONDS: Final = 2.0
-
-
-class Remote(msgspec.Struct, frozen=True):
-    """What was known of a stream when it was looked up."""
-
-    id: str
-    birth: Birth
-    state: State
-    next_seq: int
-    spent: bool
-
-    @property
-    def owner(self) -> Caller:
-        return Caller(self.birth.owner_key, self.birth.owner_subject)
-
-    @property
-    def over(self) -> bool:
-        return self.state in ("closed", "lost")
-
-    @property
-    def resumable(self) -> bool:
-        return self.state in ("open", "closed", "lost")
 
 
 class Claim(msgspec.Struct, frozen=True):
@@ -57,38 +38,6 @@ class Claim(msgspec.Struct, frozen=True):
 
     stream_id: str
     body_hash: bytes
-
-
-class Followed:
-    """A stream of another process, as one reader here sees it."""
-
-    def __init__(self, elsewhere: "Elsewhere", log: Mirror) -> None:
-        self.id: Final = log.id
-        self.log: Final = log
-        self.request_id: Final = log.birth.request_id
-        self._elsewhere = elsewhere
-
-    @property
-    def waiting(self) -> Waiting:
-        return "streaming" if self.log.carrying else "waiting"
-
-    @property
-    def elapsed_s(self) -> float:
-        return max(time.time() - self.log.birth.began, 0.0)
-
-    @property
-    def readers(self) -> int:
-        return self._elsewhere.readers_of(self.id)
-
-    def usage(self) -> Usage:
-        return self.log.usage()
-
-    def leave(self, reader: Reader, *, may_return: bool) -> None:
-        """What it means is decided where it is generated: there the watch on it will end."""
-        reader.close()
-        if self.log.closed is not None and not reader.behind:
-            self._elsewhere.spend(self.id)
-        self._elsewhere.unfollow(self.log)
 
 
 class Elsewhere:
@@ -114,11 +63,19 @@ class Elsewhere:
         return remote if caller.may_see(remote.owner) else None
 
     async def follow(self, remote: Remote, after: int) -> tuple[Followed, Reader]:
-        """A reader from behind `after` on."""
+        """A reader from behind `after` on, which has what is there already."""
         await self._ask(self._redis.set(self._keys.watch(remote.id), "1", px=WATCH_MS))
         mirror = Mirror(remote.id, remote.birth, self._budget, after=after, max_lag_bytes=self._max_lag_bytes)
         reader = mirror.open_reader(after)
         self.sharing.tail.follow(mirror)
+        try:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(FIRST_LOOK_SECONDS):
+                    while min(remote.next_seq, after + 2) > mirror.next_seq and not mirror.broken:
+                        await reader.wait()
+        except asyncio.CancelledError:
+            self.unfollow(mirror)
+            raise
         return Followed(self, mirror), reader
 
     def unfollow(self, mirror: Mirror) -> None:

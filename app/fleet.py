@@ -20,7 +20,8 @@ from app.stream import Stream
 from app.streams import Streams, not_resumable, too_many_readers
 
 if TYPE_CHECKING:
-    from app.elsewhere import Elsewhere, Remote
+    from app.elsewhere import Elsewhere
+    from app.following import Remote
 
 Found: TypeAlias = Union[Generation, "Remote"]
 

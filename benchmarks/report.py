@@ -118,12 +118,17 @@ def write(name: str, content: bytes) -> Path:
 def write_document(run: Run) -> None:
     """Puts the run between the document's markers; what people wrote around them stays."""
     text = DOCUMENT.read_text(encoding="utf-8") if DOCUMENT.exists() else f"# Benchmarks\n\n{BEGIN}\n{END}\n"
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise RuntimeError(f"{DOCUMENT} lacks {BEGIN} or {END}")
     DOCUMENT.parent.mkdir(exist_ok=True)
-    DOCUMENT.write_text(f"{before}{BEGIN}\n{_passage(run)}\n{END}{after}", encoding="utf-8")
+    DOCUMENT.write_text(replace_passage(text, BEGIN, END, _passage(run)), encoding="utf-8")
+
+
+def replace_passage(text: str, begin: str, end: str, passage: str) -> str:
+    """The text with another passage between two marks; RuntimeError where they are missing."""
+    before, begun, rest = text.partition(begin)
+    _, ended, after = rest.partition(end)
+    if not begun or not ended:
+        raise RuntimeError(f"{DOCUMENT} lacks {begin} or {end}")
+    return f"{before}{begin}\n{passage}\n{end}{after}"
 
 
 def _passage(run: Run) -> str:

@@ -25,7 +25,7 @@ ROOMS: Final = {
     "upstream": ("upstream",),
     "relay": (
         *("relay", "attempt", "clocks", "lingering", "retries", "turns", "stream", "catalogue", "chats"),
-        *("streams", "logs", "idempotency", "gone", "fleet", "elsewhere"),
+        *("streams", "logs", "idempotency", "gone", "fleet", "following", "elsewhere"),
     ),
     "api": ("api",),
     "telemetry": ("telemetry",),

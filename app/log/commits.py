@@ -20,7 +20,7 @@ from app.log.keys import Keys
 from app.log.redis import AWAY, COMMAND_SECONDS, Server
 from app.log.shared import Parcel, SharedLog
 
-SPACING_SECONDS: Final = 0.004
+SPACING_SECONDS: Final = 0.002
 AWAY_SECONDS: Final = 1.0
 FIRST_RETRY_SECONDS: Final = 0.05
 MAX_RETRY_SECONDS: Final = 0.5
