@@ -31,7 +31,7 @@ class Remote(msgspec.Struct, frozen=True):
 
     @property
     def over(self) -> bool:
-        return self.state in ("closed", "lost")
+        return self.state in ("closed", "gone", "lost", "abandoned")
 
     @property
     def resumable(self) -> bool:

@@ -1,6 +1,7 @@
 """One key, one generation: who asks again under an `Idempotency-Key` attaches, and pays once."""
 
 import asyncio
+import contextlib
 import json
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
@@ -190,3 +191,21 @@ async def test_the_key_is_free_when_its_stream_has_expired() -> None:
                 pass
         _, events = await ask(relay.port, chat(), headers=keyed())
     assert text_of(events) == "two"
+
+
+async def test_who_waits_for_an_answer_is_no_reader_yet() -> None:
+    """More than may read wait under one key: all have the failure, and of an answer the first eight."""
+    refuse = asyncio.Event()
+    async with Upstream() as upstream, running(upstream.base_url, attempts=1) as relay:
+        upstream.script((wait(refuse), *status(503)), answer("Hello"), (head(), chunk("Hello"), hang()))
+        crowd = [asyncio.create_task(ask(relay.port, chat(), headers=keyed())) for _ in range(CROWD)]
+        await until(lambda: relay.generations and len(relay.generations[0].log.readers) == CROWD, 5)
+        refuse.set()
+        assert {response.status for response, _ in await asyncio.gather(*crowd)} == {502}
+        await ask(relay.port, chat(), headers=keyed("answered"))
+        async with contextlib.AsyncExitStack() as stack:
+            statuses = []
+            for _ in range(9):
+                connection = await stack.enter_async_context(connect(relay.port))
+                statuses.append((await connection.request("POST", "/chat/stream", chat(), keyed("read"))).status)
+    assert statuses == [200] * 8 + [429]

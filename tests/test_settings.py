@@ -143,3 +143,14 @@ def test_the_example_names_settings_alone() -> None:
     lines = [line.lstrip("#") for line in (ROOT / ".env.example").read_text().splitlines() if "=" in line.split(" ")[0]]
     assert {line.partition("=")[0] for line in lines} <= {variable(field) for field in Settings.model_fields}
     assert lines
+
+
+@pytest.mark.parametrize("url", ["redis+sentinel://:secret@a/b", "http://:secret@a", "localhost:6379"])
+def test_only_one_redis_server_can_be_named_and_its_password_is_told_to_nobody(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RELAY_REDIS_URL", url)
+    with pytest.raises(SettingsError) as refused:
+        load()
+    assert "RELAY_REDIS_URL: must be a redis://, rediss:// or unix:// URL" in str(refused.value)
+    assert "secret" not in str(refused.value)

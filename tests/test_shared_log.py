@@ -164,7 +164,7 @@ async def test_while_redis_is_away_readers_go_on_and_others_get_it_later(store: 
     assert postman.held(log.id) == [START, *pieces(1)]
     postman.away = False
     postman.mark(log)
-    assert (postman.held(log.id), postman.state(log.id)) == ([START, *pieces(1, 2), DONE], "closed")
+    assert (postman.held(log.id), postman.state(log.id)) == ([START, *pieces(1, 2), DONE], "gone")
     reader.close()
     assert store.used_bytes == 0
 
@@ -203,7 +203,7 @@ async def test_beyond_its_bound_a_stream_is_short_in_redis_too(store: SharedStor
     assert postman.state(log.id) == "live"
     assert len(postman.batches(log.id)) == 32
     log.close(DONE)
-    assert (taken(reader), postman.state(log.id)) == ([DONE], "closed")
+    assert (taken(reader), postman.state(log.id)) == ([DONE], "gone")
 
 
 async def test_everything_in_redis_ends_by_itself(store: SharedStore, postman: Postman) -> None:

@@ -11,7 +11,7 @@ for place = 1, #KEYS / 2 do
   local first, behind, entries, state, birth, keep_ms, key, claim = unpack(ARGV, 8 * place - 7, 8 * place)
   local was = redis.call('HMGET', meta, 'state', 'next')
   local at = tonumber(was[2] or 0)
-  if was[1] == 'lost' then
+  if was[1] == 'lost' or was[1] == 'abandoned' then
     deviations[#deviations + 1] = {place, -1}
   elseif at < tonumber(first) then
     deviations[#deviations + 1] = {place, at}

@@ -8,8 +8,16 @@
     {prefix}:key:{hash}      string  whose stream an Idempotency-Key is
     {prefix}:chat:{hash}     string  the stream that a chat waits for
 
-State is open, live (no longer resumable), closed (by its writer), lost (by others, its writer being dead) or cut (its
-writer lives and could not bring all entries).
+A stream's state:
+
+    open        it runs
+    alone       it runs, and was live only for a while: complete, not resumable
+    live        it has outgrown its bound: its last batches are here, not resumable
+    closed      its writer has ended it
+    gone        its writer has ended it, and it was not resumable
+    lost        others have ended it, its writer being dead
+    abandoned   the same, and it was not resumable
+    cut         its writer lives, and could not bring all entries
 """
 
 import hashlib
@@ -17,7 +25,7 @@ from typing import Final, Literal
 
 import msgspec
 
-State = Literal["open", "live", "closed", "lost", "cut"]
+State = Literal["open", "alone", "live", "closed", "gone", "lost", "abandoned", "cut"]
 
 
 class Birth(msgspec.Struct, frozen=True):

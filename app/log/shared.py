@@ -108,10 +108,14 @@ class SharedLog(MemoryLog):
             key = self._birth.key
         if ends and key and self.frees_its_key():
             frees = self._birth.claim
-        state: State = "closed" if ends else "open" if self.live_from is None else "live"
         keep_ms = self._keep_ms if ends else self._life_ms if first == 0 else None
         birth = self._birth if first == 0 else None
-        return Parcel(first, behind, codec.pack_batch(events), state, birth, keep_ms, key, frees)
+        return Parcel(first, behind, codec.pack_batch(events), self._state(ends), birth, keep_ms, key, frees)
+
+    def _state(self, ends: bool) -> State:
+        if self.live_from is None:
+            return "closed" if ends else "open"
+        return "gone" if ends else "live" if self._dropping else "alone"
 
     def acknowledge(self, parcel: Parcel) -> None:
         """Redis has it: readers may have it too."""

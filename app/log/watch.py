@@ -28,6 +28,9 @@ def lost(birth: Birth, *, partial: bool) -> Failed:
     return Failed(msgspec.structs.replace(problem, partial=partial, request_id=birth.request_id))
 
 
+OVER: Final = (b"closed", b"gone", b"lost", b"abandoned")
+
+
 class Watch:
     """`run` is its one task; `mirrors` are the streams that are followed, by the name of their events."""
 
@@ -80,11 +83,11 @@ class Watch:
     def _tell(self, id: str, state: bytes | None, behind: int) -> None:
         """What the entries do not say."""
         for mirror in self._following(id):
-            if state == b"live":
+            if state in (b"live", b"alone"):
                 mirror.live_only()
             elif state == b"cut":
                 mirror.break_off()
-            elif state in (b"closed", b"lost") and behind <= mirror.next_seq and mirror.closing is None:
+            elif state in OVER and behind <= mirror.next_seq and mirror.closing is None:
                 mirror.break_off()  # its cursor is behind the end: nothing will come
 
     async def _end(self, id: str, birth: Birth, state: bytes | None, behind: int) -> None:
