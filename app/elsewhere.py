@@ -53,14 +53,18 @@ class Elsewhere:
 
     async def find(self, stream_id: str, caller: Caller) -> Remote | None:
         """None for an unknown stream and for somebody else's."""
+        self._reach()
         names = ("birth", "state", "next", "spent")
         found = await self._ask(self._redis.hmget(self._keys.meta(stream_id), *names))
         birth, state, behind, spent = cast(list[bytes | None], found)
         if birth is None or state is None:
             return None
-        known = msgspec.msgpack.decode(birth, type=Birth)
+        try:
+            known = msgspec.msgpack.decode(birth, type=Birth)
+        except msgspec.MsgspecError:  # of another version
+            return None
         remote = Remote(stream_id, known, cast(State, state.decode()), int(behind or 0), spent is not None)
-        return remote if caller.may_see(remote.owner) else None
+        return remote if self._keys.may_see(caller.key, caller.subject, known) else None
 
     async def follow(self, remote: Remote, after: int) -> tuple[Followed, Reader]:
         """A reader from behind `after` on, which has what is there already."""
@@ -108,6 +112,7 @@ class Elsewhere:
 
     async def claim(self, key: Key, stream_id: str) -> tuple[Key, Claim | None]:
         """Takes a key for a stream to begin; whose it is, where it was taken before."""
+        self._reach()
         name = self._keys.idempotency(key.caller.key, key.caller.subject, key.value)
         claim = msgspec.msgpack.encode(Claim(stream_id, key.body_hash))
         claimed = msgspec.structs.replace(key, name=name, claim=claim)
@@ -147,6 +152,7 @@ class Elsewhere:
         """The answer that a chat waits for, and what its client calls it."""
         if caller.subject is None:
             return None
+        self._reach()
         held = await self._ask(self.sharing.server.get(self._keys.chat(caller.key, caller.subject, chat_id)))
         if held is None:
             return None
@@ -167,8 +173,10 @@ class Elsewhere:
         meta = self._keys.meta(stream_id)
         async with self._redis.pipeline(transaction=True) as pipe:
             pipe.hset(meta, "spent", "1")
-            pipe.pexpire(meta, self.sharing.keep_ms, nx=True)  # it may just have expired
-            await pipe.execute()
+            pipe.pttl(meta)
+            _, left_ms = await pipe.execute()
+        if left_ms < 0:  # it had just expired, and was made anew
+            await self._redis.delete(meta)
 
     async def _give_back(self, name: str, claim: bytes) -> None:
         if await self.sharing.server.get(name) == claim:
@@ -180,12 +188,20 @@ class Elsewhere:
         self._errands.add(task)
         task.add_done_callback(self._errands.discard)
 
+    def _reach(self) -> None:
+        """Raises `overloaded` at once where it is known that nobody would answer."""
+        if self.sharing.away:
+            raise unreachable()
+
     async def _ask(self, command: Awaitable[T]) -> T:
         try:
             return await command
         except AWAY:
-            message = "the shared log is away; try again"
-            raise RelayError("overloaded", message, phase="admission", retry_after_s=1.0) from None
+            raise unreachable() from None
+
+
+def unreachable() -> RelayError:
+    return RelayError("overloaded", "the shared log is away; try again", phase="admission", retry_after_s=1.0)
 
 
 async def _quietly(command: Awaitable[object]) -> None:

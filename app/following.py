@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from app.admission.permits import Caller
 from app.events import Usage
 from app.log.keys import Birth, State
 from app.log.mirror import Mirror
@@ -24,10 +23,6 @@ class Remote(msgspec.Struct, frozen=True):
     state: State
     next_seq: int
     spent: bool
-
-    @property
-    def owner(self) -> Caller:
-        return Caller(self.birth.owner_key, self.birth.owner_subject)
 
     @property
     def over(self) -> bool:

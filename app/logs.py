@@ -48,15 +48,15 @@ class Logs:
         max_bytes, max_lag_bytes = self._settings.log_stream_bytes, self._settings.log_lag_bytes
         if self._sharing is None or not start.resumable:
             return MemoryLog(start, budget, max_bytes=max_bytes, max_lag_bytes=max_lag_bytes)
-        birth = self._birth(self._sharing.process, chat, owner, request_id, key)
+        birth = self._birth(self._sharing, chat, owner, request_id, key)
         life_s = chat.limits.total + self._settings.usage_wait_seconds
         return self._sharing.log(start, birth, budget, life_s=life_s, max_bytes=max_bytes, max_lag_bytes=max_lag_bytes)
 
-    def _birth(self, process: str, chat: Chat, owner: Caller, request_id: str, key: Key | None) -> Birth:
+    def _birth(self, sharing: "Sharing", chat: Chat, owner: Caller, request_id: str, key: Key | None) -> Birth:
         return Birth(
-            process=process,
+            process=sharing.process,
             owner_key=owner.key,
-            owner_subject=owner.subject,
+            owner=sharing.keys.owner(owner.key, owner.subject),
             model=chat.model,
             request_id=request_id,
             began=time.time(),

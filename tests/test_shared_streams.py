@@ -159,3 +159,23 @@ async def test_workers_without_a_shared_log_are_noticed(tmp_path: Path, workers:
         process.terminate()
         await process.communicate()
     assert (b"one of several workers" in said) == (workers > 1)
+
+
+async def test_what_no_version_of_ours_wrote_ends_one_reader_and_nothing_else(tmp_path: Path) -> None:
+    """Two versions may share one Redis for the time of a deploy."""
+    async with pair(tmp_path) as (redis, upstream, one, two):
+        upstream.script((head(), chunk("a"), hang()))
+        reading, other = Reading(), Reading()
+        for each in (reading, other):
+            await each.begin(one.port, events=2)
+        keys = sharing(one).keys
+        await redis.client.xadd(keys.inbox(sharing(two).process), {"what": "unheard of"})
+        await redis.client.xadd(keys.events(reading.id), {"e": "garbage"}, id="9-0")
+        await reading.go_on(two.port)
+        assert not reading.over
+        await redis.client.hset(keys.meta(reading.id), "birth", "garbage")
+        unknown, _ = await fetch(two.port, "GET", f"/chat/stream/{reading.id}")
+        assert unknown.status == 404
+        await fetch(two.port, "DELETE", f"/chat/stream/{other.id}")
+        await other.go_on(two.port)
+    other.is_whole("a")

@@ -5,6 +5,8 @@
 --       and its claim where the end frees it.
 -- Answers nothing where all went as their writers thought; else {place, seq that comes next here} for a writer to go on
 -- from (0: the stream is unknown), or {place, -1}: others have ended the stream, and nothing was added.
+-- A call that was given up may still be carried out behind later ones: then it finds its entries here, and changes nothing.
+local running = {open = 1, alone = 2, live = 3}
 local deviations = {}
 for place = 1, #KEYS / 2 do
   local meta, events = KEYS[2 * place - 1], KEYS[2 * place]
@@ -13,16 +15,14 @@ for place = 1, #KEYS / 2 do
   local at = tonumber(was[2] or 0)
   if was[1] == 'lost' or was[1] == 'abandoned' then
     deviations[#deviations + 1] = {place, -1}
+  elseif state == 'cut' then
+    if running[was[1]] then redis.call('HSET', meta, 'state', state) end
   elseif at < tonumber(first) then
     deviations[#deviations + 1] = {place, at}
-  else
-    if at < tonumber(behind) then
-      redis.call('XADD', events, behind .. '-0', 'e', entries)
-      redis.call('HSET', meta, 'next', behind, 'state', state)
-      if birth ~= '' then redis.call('HSET', meta, 'birth', birth) end
-    elseif was[1] and was[1] ~= state then
-      redis.call('HSET', meta, 'state', state)
-    end
+  elseif at < tonumber(behind) then
+    redis.call('XADD', events, behind .. '-0', 'e', entries)
+    redis.call('HSET', meta, 'next', behind, 'state', state)
+    if birth ~= '' then redis.call('HSET', meta, 'birth', birth) end
     if state == 'live' then redis.call('XTRIM', events, 'MAXLEN', 32) end
     if keep_ms ~= '' then
       redis.call('PEXPIRE', meta, keep_ms)
@@ -30,6 +30,8 @@ for place = 1, #KEYS / 2 do
       if claim ~= '' and redis.call('GET', key) == claim then redis.call('DEL', key)
       elseif key ~= '' then redis.call('PEXPIRE', key, keep_ms) end
     end
+  elseif at == tonumber(behind) and running[was[1]] and running[was[1]] < (running[state] or 0) then
+    redis.call('HSET', meta, 'state', state)
   end
 end
 if #deviations > 0 then return deviations end

@@ -27,6 +27,9 @@ MAX_RETRY_SECONDS: Final = 0.5
 MAX_PARCELS: Final = 128
 """Streams in one call: Redis does nothing else while it runs, some 10 µs a stream."""
 
+MAX_BATCH_BYTES: Final = 1024 * 1024
+"""Where a call is large enough, whatever else there is."""
+
 CLOSED_BY_OTHERS: Final = -1
 
 logger = structlog.get_logger("app.log")
@@ -40,6 +43,7 @@ class Commits:
         self._in_touch = in_touch
         self._keys = keys
         self._dirty: dict[SharedLog, None] = {}
+        self._bringing = False
         self._work: asyncio.Future[None] | None = None
         self._failing_since: float | None = None
         self.away = False
@@ -77,7 +81,7 @@ class Commits:
     async def flush(self, within_s: float) -> None:
         """Waits until everything was brought, while Redis is not away."""
         until = asyncio.get_running_loop().time() + within_s
-        while self._dirty and not self.away and asyncio.get_running_loop().time() < until:  # noqa: ASYNC110 — once
+        while (self._dirty or self._bringing) and not self.away and asyncio.get_running_loop().time() < until:  # noqa: ASYNC110 — once
             await asyncio.sleep(SPACING_SECONDS)
 
     async def _something(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -87,20 +91,29 @@ class Commits:
         finally:
             self._work = None
 
-    def _batch(self) -> list[SharedLog]:
-        batch = list(islice(self._dirty, MAX_PARCELS))
-        for log in batch:
+    def _batch(self) -> list[tuple[SharedLog, Parcel]]:
+        parcels: list[tuple[SharedLog, Parcel]] = []
+        size = 0
+        for log in list(islice(self._dirty, MAX_PARCELS)):
             del self._dirty[log]
-        return batch
+            if log.packed and log.settled:
+                continue
+            parcels.append((log, log.parcel()))
+            size += len(parcels[-1][1].entries)
+            if size > MAX_BATCH_BYTES:
+                break
+        return parcels
 
-    async def _commit(self, batch: list[SharedLog], began: float) -> bool:
-        parcels = [(log, log.parcel()) for log in batch if not (log.packed and log.settled)]
+    async def _commit(self, parcels: list[tuple[SharedLog, Parcel]], began: float) -> bool:
+        self._bringing = True
         try:
             deviations = await self._bring(parcels)
             ends = [(log, await self._end_of(log)) for log in deviations if deviations[log] == CLOSED_BY_OTHERS]
         except AWAY as error:
-            self._failed(batch, error, began)
+            self._failed((log for log, _ in parcels), error, began)
             return False
+        finally:
+            self._bringing = False
         self._succeeded()
         for log, parcel in parcels:
             if log not in deviations:
@@ -143,7 +156,7 @@ class Commits:
                 return end, behind - 1
         raise ConnectionError("the end of a stream that is over is not there")
 
-    def _failed(self, batch: list[SharedLog], error: BaseException, began: float) -> None:
+    def _failed(self, batch: Iterable[SharedLog], error: BaseException, began: float) -> None:
         self.check(batch)
         self._failing_since = since = self._failing_since or began
         if not self.away and asyncio.get_running_loop().time() - since >= AWAY_SECONDS:

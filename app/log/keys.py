@@ -33,7 +33,7 @@ class Birth(msgspec.Struct, frozen=True):
 
     process: str
     owner_key: str
-    owner_subject: str | None
+    owner: str | None
     model: str
     request_id: str
     began: float
@@ -68,6 +68,13 @@ class Keys:
 
     def chat(self, *parts: str | None) -> str:
         return f"{self._prefix}:chat:{_digest(parts)}"
+
+    def owner(self, key: str, subject: str | None) -> str | None:
+        """Who a stream belongs to, as it is told to Redis: an anonymous subject is a secret of its browser."""
+        return None if subject is None else _digest(("owner", key, subject))
+
+    def may_see(self, key: str, subject: str | None, birth: Birth) -> bool:
+        return key == birth.owner_key and birth.owner in (None, self.owner(key, subject))
 
 
 def _digest(parts: tuple[str | None, ...]) -> str:

@@ -7,13 +7,20 @@ Redis is away, paused, full, loading, or has come back empty, nobody can keep a 
 
 import asyncio
 from collections.abc import Callable
-from typing import Final
+from typing import Final, NamedTuple
 
 from app.log.keys import Keys
 from app.log.redis import AWAY, Server
 
 RENEWALS: Final = 5
 """Renewals in a lease: one that fails is repeated in time."""
+
+
+class Missing(NamedTuple):
+    """Since when a lease was missing each time that it was looked for, and when that was last."""
+
+    since: float
+    looked_at: float
 
 
 class Leases:
@@ -37,19 +44,19 @@ class Leases:
         self._kept = False
         self._kept_at = float("-inf")
         self._in_touch_since: float | None = None
-        self._missing_since: dict[str, float] = {}
+        self._missing: dict[str, Missing] = {}
 
     async def run(self) -> None:
         loop = asyncio.get_running_loop()
         while True:
             began = loop.time()
             try:
-                had = await self._server.commands.set(self._name, "1", px=int(self._lease_s * 1000), get=True)
+                had = await self._server.renew(self._name, int(self._lease_s * 1000))
             except AWAY as error:
                 self.out_of_touch()
                 self._failed(error, loop.time() - max(self._kept_at, began - self._lease_s))
             else:
-                self._keep(loop.time(), lost=self._kept and had is None)
+                self._keep(loop.time(), lost=self._kept and not had)
             await asyncio.sleep(max(began + self._lease_s / RENEWALS - loop.time(), 0))
 
     def _keep(self, now: float, *, lost: bool) -> None:
@@ -63,14 +70,17 @@ class Leases:
     def out_of_touch(self) -> None:
         """What was seen of others counts no more."""
         self._in_touch_since = None
-        self._missing_since.clear()
+        self._missing.clear()
 
     def seen(self, process: str, present: bool, now: float) -> bool:
         """Takes a look at another's lease into account; True when that process is dead."""
         if present or self._in_touch_since is None or now - self._kept_at > self._lease_s / 2:
-            self._missing_since.pop(process, None)
+            self._missing.pop(process, None)
             return False
-        return now - self._missing_since.setdefault(process, now) >= self._lease_s
+        known = self._missing.get(process)
+        since = now if known is None or now - known.looked_at > self._lease_s / 2 else known.since
+        self._missing[process] = Missing(since, now)
+        return now - since >= self._lease_s
 
     async def give_up(self) -> None:
         """The process has ended in good order: nothing of it runs."""

@@ -1,8 +1,8 @@
 """Connections to one Redis or Valkey server, and the two scripts that change a stream there.
 
-Three kinds of connections: a small pool for commands, with short limits; one that carries every append; one that waits
-for what others write. A call that fails has closed its connection, the next one opens another: whoever calls decides
-whether and when to try again, so the client's own retries are off.
+A small pool of connections for commands, with short limits, and three of their own: for every append, for the lease of
+the process, and for the read that waits for what others write. A call that fails has closed its connection, the next
+one opens another: whoever calls decides whether and when to try again, so the client's own retries are off.
 """
 
 import asyncio
@@ -21,11 +21,16 @@ COMMAND_SECONDS: Final = 1.0
 
 MAX_COMMAND_CONNECTIONS: Final = 16
 
+POOL_SECONDS: Final = 3.0
+"""For a connection of the pool to be free: a herd of readers that come back may be longer than one call."""
+
 BLOCK_SECONDS: Final = 1.0
 """How long the server is asked to wait for something new; a live one answers within that and `COMMAND_SECONDS`."""
 
-READ_BATCHES: Final = 4
-"""Batches of one stream in one answer: at most 256 entries each."""
+READ_BATCHES: Final = 512
+"""Batches in one answer, over all streams: at most 256 entries each. Of one stream at most `STREAM_BATCHES`."""
+
+STREAM_BATCHES: Final = 4
 
 AWAY: Final = (RedisError, OSError, TimeoutError)
 """What a call raises while the server cannot be used: gone, slow, full, loading, a replica."""
@@ -52,7 +57,7 @@ class Server:
         pool = BlockingConnectionPool.from_url(
             url,
             max_connections=MAX_COMMAND_CONNECTIONS,
-            timeout=COMMAND_SECONDS,
+            timeout=POOL_SECONDS,
             socket_timeout=COMMAND_SECONDS,
             **common,
         )
@@ -60,6 +65,7 @@ class Server:
         self._lone: Final[Any] = ConnectionPool.from_url(url, socket_timeout=None, **common)
         self._appending: Connection | None = None
         self._waiting: Connection | None = None
+        self._living: Connection | None = None
 
     async def append(self, keys: Sequence[str], args: Sequence[bytes | str | int], *, within_s: float) -> list[Any]:
         """Runs append.lua; the deviations that it answers with."""
@@ -71,6 +77,13 @@ class Server:
             except NoScriptError:
                 return await _call(self._appending, "EVAL", APPEND, len(keys), *keys, *args)
 
+    async def renew(self, name: str, ms: int) -> bool:
+        """Sets a key that ends after so long, on a connection of its own; whether it was there before."""
+        if self._living is None:
+            self._living = self._lone.make_connection()
+        async with asyncio.timeout(COMMAND_SECONDS):
+            return bool(await _call(self._living, "SET", name, "1", "PX", ms, "GET"))
+
     async def close_lost(self, meta: str, events: str, *, end: bytes, keep_ms: int, key: str, claim: bytes) -> bool:
         """Runs close.lua; False when the stream had ended."""
         return bool(await self.commands.eval(CLOSE, 2, meta, events, end, str(keep_ms), key, claim))
@@ -79,7 +92,8 @@ class Server:
         """Waits for what is new behind the given ids: by key, ids and fields. Nothing, when nothing came."""
         if self._waiting is None:
             self._waiting = self._lone.make_connection()
-        asked = ("XREAD", "COUNT", READ_BATCHES, "BLOCK", int(BLOCK_SECONDS * 1000), "STREAMS", *after, *after.values())
+        count = max(min(STREAM_BATCHES, READ_BATCHES // len(after)), 1)
+        asked = ("XREAD", "COUNT", count, "BLOCK", int(BLOCK_SECONDS * 1000), "STREAMS", *after, *after.values())
         async with asyncio.timeout(BLOCK_SECONDS + COMMAND_SECONDS):
             answer = await _call(self._waiting, *asked)
         return {
@@ -98,7 +112,7 @@ class Server:
         return cast(bytes | None, await self.commands.get(name))
 
     async def aclose(self) -> None:
-        for connection in (self._appending, self._waiting):
+        for connection in (self._appending, self._waiting, self._living):
             if connection is not None:
                 await connection.disconnect(nowait=True)
         await self.commands.aclose()

@@ -5,7 +5,8 @@ import contextlib
 import secrets
 import weakref
 from collections.abc import Callable
-from typing import Final
+from functools import partial
+from typing import Final, Protocol
 
 import msgspec
 import structlog
@@ -24,6 +25,8 @@ from app.log.watch import Watch
 FLUSH_SECONDS: Final = 2.0
 """For the last entries to be brought before the process ends."""
 
+RESTART_SECONDS: Final = 1.0
+
 logger = structlog.get_logger("app.log")
 
 
@@ -34,6 +37,12 @@ class Terms(msgspec.Struct, frozen=True):
     prefix: str
     lease_s: float
     keep_s: float
+
+
+class Room(Protocol):
+    """A part that runs as long as the process."""
+
+    async def run(self) -> None: ...
 
 
 class Sharing:
@@ -54,16 +63,14 @@ class Sharing:
         )
         self._logs: weakref.WeakSet[SharedLog] = weakref.WeakSet()
         self._in_touch_at = asyncio.get_running_loop().time()
-        self._tasks: list[asyncio.Task[None]] = []
+        self._tasks: dict[str, asyncio.Task[None]] = {}
         self._closing = False
 
     def start(self, *, cancel: Callable[[str], None]) -> None:
         """`cancel` is called with the id of a stream that another process was asked to stop."""
         self.tail.cancel = cancel
         for room in (self.commits, self.tail, self._leases, self._watch):
-            task = asyncio.create_task(room.run(), name=f"shared log {type(room).__name__.lower()}")
-            task.add_done_callback(self._ended)
-            self._tasks.append(task)
+            self._run(room)
 
     async def aclose(self) -> None:
         """What is still to be brought is brought, as far as that goes in `FLUSH_SECONDS`."""
@@ -71,10 +78,10 @@ class Sharing:
             return
         await self.commits.flush(FLUSH_SECONDS)
         self._closing = True
-        for task in self._tasks:
+        for task in self._tasks.values():
             task.cancel()
         if self._tasks:
-            await asyncio.wait(self._tasks)
+            await asyncio.wait(self._tasks.values())
         with contextlib.suppress(*AWAY):  # it ends by itself
             await self._leases.give_up()
         await self.server.aclose()
@@ -133,8 +140,16 @@ class Sharing:
         if for_s >= AWAY_SECONDS:
             self.commits.set_away(error)
 
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        """A fault of ours: streams go on, live only."""
-        if not task.cancelled() and (error := task.exception()) is not None:
-            logger.critical("shared log stopped", task=task.get_name(), exc_info=error)
-            self.commits.set_away(error)
+    def _run(self, room: Room) -> None:
+        if not self._closing:
+            name = type(room).__name__.lower()
+            self._tasks[name] = asyncio.create_task(room.run(), name=f"shared log {name}")
+            self._tasks[name].add_done_callback(partial(self._ended, room))
+
+    def _ended(self, room: Room, task: asyncio.Task[None]) -> None:
+        """By a fault of ours: streams go on alone, and the part begins anew."""
+        if not task.cancelled():
+            logger.critical("shared log stopped", part=task.get_name(), exc_info=task.exception())
+            for log in self._logs:
+                log.stand_alone()
+            asyncio.get_running_loop().call_later(RESTART_SECONDS, self._run, room)

@@ -8,6 +8,8 @@ import asyncio
 from collections.abc import Callable
 from typing import Final, Literal
 
+import msgspec
+
 from app.log import codec
 from app.log.keys import Keys
 from app.log.mirror import Mirror
@@ -76,7 +78,7 @@ class Tail:
     def _places(self) -> dict[str, str]:
         """Behind what id each stream is read: where its hindmost reader is that has room."""
         ready = {
-            name: [mirror for mirror in mirrors if mirror.closing is None and not mirror.crowded]
+            name: [mirror for mirror in mirrors if not (mirror.closing or mirror.broken or mirror.crowded)]
             for name, mirrors in self.mirrors.items()
         }
         self._reading = {name: mirrors for name, mirrors in ready.items() if mirrors}
@@ -85,15 +87,17 @@ class Tail:
 
     def _hand_out(self, name: str, items: list[tuple[str, dict[bytes, bytes]]]) -> None:
         for id, fields in items:
-            behind, events = int(id.split("-")[0]), codec.unpack(fields[b"e"])
             for mirror in self._reading[name]:
-                mirror.receive(behind, events)
+                try:
+                    mirror.receive(int(id.split("-")[0]), codec.unpack(fields[b"e"]))
+                except msgspec.MsgspecError:  # of another version: who made it can read it
+                    mirror.break_off()
 
     def _take_in(self, items: list[tuple[str, dict[bytes, bytes]]]) -> None:
         for id, fields in items:
             self._inbox_seen = id
-            if fields[b"what"] == b"cancel":
-                self.cancel(fields[b"id"].decode())
+            if fields.get(b"what") == b"cancel":
+                self.cancel(fields.get(b"id", b"").decode())
 
     async def _nudge(self) -> None:
         try:
