@@ -19,7 +19,6 @@ from app.log.mirror import Mirror
 from app.log.reader import Reader
 from app.log.redis import AWAY
 from app.log.sharing import Sharing
-from app.log.watch import WATCH_MS
 
 T = TypeVar("T")
 
@@ -68,7 +67,7 @@ class Elsewhere:
 
     async def follow(self, remote: Remote, after: int) -> tuple[Followed, Reader]:
         """A reader from behind `after` on, which has what is there already."""
-        await self._ask(self._redis.set(self._keys.watch(remote.id), "1", px=WATCH_MS))
+        await self._ask(self._redis.set(self._keys.watch(remote.id), "1", px=self.sharing.watch.lasts_ms))
         mirror = Mirror(remote.id, remote.birth, self._budget, after=after, max_lag_bytes=self._max_lag_bytes)
         reader = mirror.open_reader(after)
         self.sharing.tail.follow(mirror)

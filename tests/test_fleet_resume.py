@@ -70,7 +70,7 @@ async def test_a_stream_that_is_read_elsewhere_is_not_taken_for_left(tmp_path: P
         reading = Reading()
         await reading.begin(relays.one.port, events=2)
         going_on = asyncio.create_task(reading.go_on(relays.two.port))
-        done, _ = await asyncio.wait([going_on], timeout=2)
+        done, _ = await asyncio.wait([going_on], timeout=3)
         assert not done
         more.set()
         await going_on

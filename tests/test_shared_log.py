@@ -169,6 +169,25 @@ async def test_while_redis_is_away_readers_go_on_and_others_get_it_later(store: 
     assert store.used_bytes == 0
 
 
+async def test_an_append_that_is_carried_out_late_changes_nothing(store: SharedStore, postman: Postman) -> None:
+    """A paused Redis had it in its socket; meanwhile it was given up, and brought again."""
+    log = shared(store)
+    deliver = postman.mark
+    Slow(postman)
+    log.append(pieces(1))
+    late = log.parcel()
+    postman.away = True
+    log.append(())
+    postman.away, postman.mark = False, deliver  # type: ignore[method-assign]
+    postman.mark(log)
+    assert (late.state, postman.state(log.id)) == ("open", "alone")
+    postman.bring(log.id, late)
+    assert postman.state(log.id) == "alone"
+    log.close(DONE)
+    postman.bring(log.id, late)
+    assert (postman.state(log.id), postman.held(log.id)) == ("gone", [START, *pieces(1), DONE])
+
+
 async def test_what_was_dropped_while_redis_was_away_is_told_as_missing(store: SharedStore, postman: Postman) -> None:
     log = shared(store, max_bytes=1000)
     reader = log.open_reader()

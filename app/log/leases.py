@@ -43,7 +43,6 @@ class Leases:
         self._failed = failed
         self._kept = False
         self._kept_at = float("-inf")
-        self._in_touch_since: float | None = None
         self._missing: dict[str, Missing] = {}
 
     async def run(self) -> None:
@@ -62,19 +61,16 @@ class Leases:
     def _keep(self, now: float, *, lost: bool) -> None:
         if lost or now - self._kept_at > self._lease_s / 2:
             self.out_of_touch()  # it was paused itself, or Redis was: what it did not see, it does not know
-        if self._in_touch_since is None:
-            self._in_touch_since = now
         self._kept, self._kept_at = True, now
         self._tell_kept(lost)
 
     def out_of_touch(self) -> None:
         """What was seen of others counts no more."""
-        self._in_touch_since = None
         self._missing.clear()
 
     def seen(self, process: str, present: bool, now: float) -> bool:
         """Takes a look at another's lease into account; True when that process is dead."""
-        if present or self._in_touch_since is None or now - self._kept_at > self._lease_s / 2:
+        if present or now - self._kept_at > self._lease_s / 2:
             self._missing.pop(process, None)
             return False
         known = self._missing.get(process)

@@ -58,7 +58,7 @@ class Sharing:
         self._leases = Leases(
             self.server, self.keys, self.process, lease_s=terms.lease_s, kept=self._kept, failed=self._failing
         )
-        self._watch = Watch(
+        self.watch: Final = Watch(
             self.server, self.keys, self._leases, self.tail.mirrors, lease_s=terms.lease_s, keep_ms=self.keep_ms
         )
         self._logs: weakref.WeakSet[SharedLog] = weakref.WeakSet()
@@ -69,7 +69,7 @@ class Sharing:
     def start(self, *, cancel: Callable[[str], None]) -> None:
         """`cancel` is called with the id of a stream that another process was asked to stop."""
         self.tail.cancel = cancel
-        for room in (self.commits, self.tail, self._leases, self._watch):
+        for room in (self.commits, self.tail, self._leases, self.watch):
             self._run(room)
 
     async def aclose(self) -> None:

@@ -17,9 +17,6 @@ from app.log.redis import AWAY, Server
 MAX_TICK_SECONDS: Final = 1.0
 TICKS_IN_A_LEASE: Final = 5
 
-WATCH_MS: Final = 4000
-"""How long a stream counts as read after its last reader elsewhere was seen: more than any tick."""
-
 
 def lost(birth: Birth, *, partial: bool) -> Failed:
     """How a stream ends whose writer died: the same words for every reader, whoever finds it out."""
@@ -36,7 +33,10 @@ STREAMS_AT_ONCE: Final = 100
 
 
 class Watch:
-    """`run` is its one task; `mirrors` are the streams that are followed, by the name of their events."""
+    """`run` is its one task; `mirrors` are the streams that are followed, by the name of their events.
+
+    `lasts_ms`: how long a stream counts as read after its last reader elsewhere was seen.
+    """
 
     def __init__(
         self,
@@ -53,6 +53,7 @@ class Watch:
         self._leases = leases
         self._mirrors = mirrors
         self._tick_s: Final = min(lease_s / TICKS_IN_A_LEASE, MAX_TICK_SECONDS)
+        self.lasts_ms: Final = int(3000 * self._tick_s) + 1000
         self._keep_ms = keep_ms
 
     async def run(self) -> None:
@@ -71,7 +72,7 @@ class Watch:
         processes = sorted({birth.process for birth in streams.values()})
         async with self._server.commands.pipeline(transaction=False) as pipe:
             for id in streams:
-                pipe.set(self._keys.watch(id), "1", px=WATCH_MS)
+                pipe.set(self._keys.watch(id), "1", px=self.lasts_ms)
                 pipe.hmget(self._keys.meta(id), "state", "next")
             for process in processes:
                 pipe.exists(self._keys.lease(process))
