@@ -18,6 +18,7 @@ from app.log.keys import Birth, State
 from app.log.mirror import Mirror
 from app.log.reader import Reader
 from app.log.redis import AWAY
+from app.log.shared import SharedLog
 from app.log.sharing import Sharing
 
 T = TypeVar("T")
@@ -139,13 +140,9 @@ class Elsewhere:
 
     # Chats.
 
-    def chat_begun(self, chat_id: str, caller: Caller, stream_id: str, message_id: str, *, life_s: float) -> None:
-        name = self._keys.chat(caller.key, caller.subject, chat_id)
-        self._send(
-            self._redis.set(
-                name, msgspec.msgpack.encode((stream_id, message_id)), px=int(life_s * 1000) + self.sharing.keep_ms
-            )
-        )
+    def chat_begun(self, chat_id: str, caller: Caller, log: SharedLog, message_id: str) -> None:
+        log.chat_key = self._keys.chat(caller.key, caller.subject, chat_id)
+        self._send(self._redis.set(log.chat_key, msgspec.msgpack.encode((log.id, message_id)), px=log.life_ms))
 
     async def chat(self, chat_id: str, caller: Caller) -> tuple[Remote, str] | None:
         """The answer that a chat waits for, and what its client calls it."""

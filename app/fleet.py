@@ -14,6 +14,7 @@ from app.errors import RelayError, invalid_request
 from app.events import Done, Event, Failed, Usage
 from app.idempotency import Key, refuse_another
 from app.log.reader import Reader
+from app.log.shared import SharedLog
 from app.relay import Generation
 from app.request.chat import Chat
 from app.stream import Stream
@@ -118,8 +119,8 @@ class Fleet:
         """The chat of the stream's owner waits for it now."""
         if not isinstance(stream, Generation) or not self.streams.chats.begun(chat_id, Awaited(stream, message_id)):
             return
-        if self._elsewhere is not None and stream.log.resumable:
-            self._elsewhere.chat_begun(chat_id, stream.owner, stream.id, message_id, life_s=self.streams.life_s)
+        if self._elsewhere is not None and isinstance(stream.log, SharedLog):
+            self._elsewhere.chat_begun(chat_id, stream.owner, stream.log, message_id)
             stream.on_spent = self._elsewhere.spend
 
     async def chat(self, chat_id: str, caller: Caller) -> tuple[Found, str] | None:

@@ -57,7 +57,6 @@ class Streams:
         self._ended: OrderedDict[str, asyncio.TimerHandle] = OrderedDict()
         self._gone = Gone()
         self.max_readers: Final = settings.max_readers_per_stream
-        self.life_s: Final = settings.max_timeout_total_seconds
         self.keys: Final = Keys()
         self.turns: Final = Turns()
         self.chats: Final = Chats()

@@ -103,7 +103,7 @@ def _relay(upstream: int, shared: Mapping[str, str]) -> Iterator[Server]:
         "RELAY_PORT": str(port),
         "RELAY_LOG_LEVEL": "warning",
     }
-    with running(RELAY_COMMAND, own | shared, port) as server:
+    with running(RELAY_COMMAND, {**own, **shared}, port) as server:
         yield server
 
 
@@ -169,7 +169,8 @@ def _refuses(path: str) -> bool:
 
 def table(size: Size, rounds: Sequence[Mapping[str, Figures]]) -> str:
     def median(log: str, name: str) -> float:
-        return statistics.median(getattr(figures[log], name) for figures in rounds)
+        values: list[float] = [getattr(figures[log], name) for figures in rounds]
+        return statistics.median(values)
 
     memory, redis = median("memory", "relay_us"), median("redis", "relay_us")
     rows = [

@@ -78,7 +78,7 @@ class Postman:
         keep_ms = "" if parcel.keep_ms is None else parcel.keep_ms
         place = (parcel.first, parcel.behind, parcel.entries, parcel.state)
         names = (self.keys.meta(id), self.keys.events(id))
-        return self.redis.eval(APPEND, 2, *names, *place, birth, keep_ms, parcel.key, parcel.frees)
+        return self.redis.eval(APPEND, 2, *names, *place, birth, keep_ms, parcel.key, parcel.frees, parcel.chat)
 
     def end(self, id: str, terminal: Event) -> bool:
         """As another process ends a stream whose writer it takes for dead."""

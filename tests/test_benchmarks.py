@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import shared_log
 from benchmarks.contenders import CONTENDERS
 from benchmarks.load import Job, load
 from benchmarks.processes import build, running_upstream, settle, upstream_stats
@@ -82,3 +83,12 @@ async def test_a_token_counts_once_wherever_the_server_cuts_it(programs: Path) -
         job = _job(server.sockets[0].getsockname()[1], "{}", streams=2, tokens=5)
         loaded = await asyncio.to_thread(load, job, None, programs)
     assert (loaded.ok, loaded.tokens) == (2, 10)
+
+
+@pytest.mark.skipif(shutil.which("redis-server") is None, reason="redis-server is not installed (tests/install)")
+def test_the_shared_log_is_measured_on_two_processes(capsys: pytest.CaptureFixture[str]) -> None:
+    shared_log.main(["--quick", "--rounds", "1"])
+    said = capsys.readouterr().out
+    assert "40 resumable streams at 20 tokens a second over two processes" in said
+    cancel_ms = float(said.rpartition("reached upstream after ")[2].split(" ")[0])
+    assert 0 < cancel_ms < 10 * 200

@@ -142,8 +142,10 @@ async def test_a_chat_of_the_ai_sdk_is_found_on_another_process(tmp_path: Path) 
             parts = [block async for block in back.blocks()]
         assert "".join(parts).count('"delta":"a"') == "".join(parts).count('"delta":"b"') == 1
         assert parts[-1] == "data: [DONE]"
-        again, _ = await fetch(relays.two.port, "GET", "/api/chat/c2/stream", headers=subject("a"))
-        assert again.status == 204
+        for chat_id in ("c1", "c2"):
+            read, _ = await fetch(relays.two.port, "GET", f"/api/chat/{chat_id}/stream", headers=subject("a"))
+            assert read.status == 204
+        await relays.redis.forgets(4 * TTL_SECONDS)
 
 
 async def test_a_failure_of_upstream_has_its_status_on_both(tmp_path: Path) -> None:

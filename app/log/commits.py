@@ -144,6 +144,7 @@ class Commits:
                 keep_ms,
                 parcel.key,
                 parcel.frees,
+                parcel.chat,
             )
         said = await self._server.append(names, args, within_s=COMMAND_SECONDS)
         return {parcels[place - 1][0]: seq for place, seq in said}

@@ -6,11 +6,14 @@ Redis is away, paused, full, loading, or has come back empty, nobody can keep a 
 """
 
 import asyncio
+import math
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
 from app.log.keys import Keys
 from app.log.redis import AWAY, Server
+
+RETRY_SECONDS: Final = 0.2
 
 RENEWALS: Final = 5
 """Renewals in a lease: one that fails is repeated in time."""
@@ -47,16 +50,20 @@ class Leases:
 
     async def run(self) -> None:
         loop = asyncio.get_running_loop()
+        failing_since = math.inf
         while True:
             began = loop.time()
             try:
                 had = await self._server.renew(self._name, int(self._lease_s * 1000))
             except AWAY as error:
                 self.out_of_touch()
-                self._failed(error, loop.time() - max(self._kept_at, began - self._lease_s))
+                failing_since = min(failing_since, began)
+                self._failed(error, loop.time() - failing_since)
+                pause_s = min(RETRY_SECONDS, self._lease_s / RENEWALS)
             else:
                 self._keep(loop.time(), lost=self._kept and not had)
-            await asyncio.sleep(max(began + self._lease_s / RENEWALS - loop.time(), 0))
+                failing_since, pause_s = math.inf, self._lease_s / RENEWALS
+            await asyncio.sleep(max(began + pause_s - loop.time(), 0))
 
     def _keep(self, now: float, *, lost: bool) -> None:
         if lost or now - self._kept_at > self._lease_s / 2:

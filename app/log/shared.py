@@ -40,6 +40,7 @@ class Parcel(msgspec.Struct, frozen=True):
     keep_ms: int | None
     key: str = ""
     frees: bytes = b""
+    chat: str = ""
 
 
 class SharedLog(MemoryLog):
@@ -64,9 +65,11 @@ class SharedLog(MemoryLog):
         self.frees_its_key: Callable[[], bool] = lambda: False
         self.on_superseded: Callable[[Done | Failed], None] = lambda _: None
         self.too_late = False
+        self.chat_key = ""
         self._courier = courier
         self._birth = birth
-        self._life_ms, self._keep_ms = life_ms, keep_ms
+        self.life_ms: Final = life_ms
+        self._keep_ms = keep_ms
         self._acknowledged = 0
         self._brought = 0
         self._alone = self._cut = self._cut_told = False
@@ -108,9 +111,10 @@ class SharedLog(MemoryLog):
             key = self._birth.key
         if ends and key and self.frees_its_key():
             frees = self._birth.claim
-        keep_ms = self._keep_ms if ends else self._life_ms if first == 0 else None
+        keep_ms = self._keep_ms if ends else self.life_ms if first == 0 else None
         birth = self._birth if first == 0 else None
-        return Parcel(first, behind, codec.pack_batch(events), self._state(ends), birth, keep_ms, key, frees)
+        chat = self.chat_key if ends else ""
+        return Parcel(first, behind, codec.pack_batch(events), self._state(ends), birth, keep_ms, key, frees, chat)
 
     def _state(self, ends: bool) -> State:
         if self.live_from is None:
