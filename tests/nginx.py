@@ -29,7 +29,7 @@ location / {
 """
 """Word for word what docs/http2.md shows."""
 
-SERVER: Final = """\
+HTTP: Final = """\
 daemon off;         # a child of the test, ended by its id
 master_process off; # one process, of whatever user: workers of another user could not write to the test's folder
 pid nginx.pid;
@@ -43,15 +43,19 @@ http {
     fastcgi_temp_path fastcgi;
     uwsgi_temp_path uwsgi;
     scgi_temp_path scgi;
-    server {
-        # `http2 on` is unknown before 1.25.1; since then this form is warned of, and works.
-        # reuseport: the test holds the port from the choice on, so that nobody else is given it.
-        listen 127.0.0.1:PORT ssl http2 reuseport;
-        http2_max_concurrent_streams STREAMS;
-        ssl_certificate certificate.pem;
-        ssl_certificate_key key.pem;
-        LOCATION
-    }
+    INSIDE
+}
+"""
+
+SERVER: Final = """\
+server {
+    # `http2 on` is unknown before 1.25.1; since then this form is warned of, and works.
+    # reuseport: the test holds the port from the choice on, so that nobody else is given it.
+    listen 127.0.0.1:PORT ssl http2 reuseport;
+    http2_max_concurrent_streams STREAMS;
+    ssl_certificate certificate.pem;
+    ssl_certificate_key key.pem;
+    LOCATION
 }
 """
 
@@ -62,28 +66,15 @@ COMPLAINT: Final = re.compile(r".*\[(?:error|crit|alert|emerg)\].*")
 
 
 BALANCER: Final = """\
-daemon off;
-master_process off;
-pid nginx.pid;
-error_log stderr notice;
-events { worker_connections 1024; }
-http {
-    access_log off;
-    client_body_temp_path body;
-    proxy_temp_path proxy;
-    fastcgi_temp_path fastcgi;
-    uwsgi_temp_path uwsgi;
-    scgi_temp_path scgi;
-    upstream relays { RELAYS }
-    server {
-        listen 127.0.0.1:PORT reuseport;
-        location / {
-            proxy_pass http://relays;
-            proxy_http_version 1.1;
-            proxy_set_header Connection "";
-            proxy_buffering off;
-            proxy_set_header Host $http_host;
-        }
+upstream relays { RELAYS }
+server {
+    listen 127.0.0.1:PORT reuseport;
+    location / {
+        proxy_pass http://relays;
+        proxy_http_version 1.1;
+        proxy_set_header Connection "";
+        proxy_buffering off;
+        proxy_set_header Host $http_host;
     }
 }
 """
@@ -120,9 +111,9 @@ def _reserved() -> Iterator[int]:
 
 
 @contextlib.asynccontextmanager
-async def _running(folder: Path, configuration: str) -> AsyncIterator[list[bytes]]:
+async def _running(folder: Path, inside: str) -> AsyncIterator[list[bytes]]:
     """Gives what it says, whole when the block has ended."""
-    (folder / "nginx.conf").write_text(configuration)
+    (folder / "nginx.conf").write_text(HTTP.replace("INSIDE", inside))
     arguments = ("-p", str(folder), "-c", "nginx.conf", "-e", "stderr")
     nginx = await asyncio.create_subprocess_exec(_program("nginx"), *arguments, stderr=asyncio.subprocess.PIPE)
     said: list[bytes] = []

@@ -12,7 +12,6 @@ from typing import Final
 
 import pytest
 from redis.asyncio import Redis
-from redis.exceptions import RedisError
 
 START_SECONDS: Final = 10.0
 
@@ -33,14 +32,10 @@ class RedisServer:
     async def start(self) -> None:
         options = {"port": self.port, "bind": "127.0.0.1", "dir": self._folder, "appendonly": "yes", "save": ""}
         arguments = [text for name, value in options.items() for text in (f"--{name}", str(value))]
-        quiet = asyncio.subprocess.DEVNULL
-        self._process = await asyncio.create_subprocess_exec(self._program, *arguments, stdout=quiet)
+        self._process = await asyncio.create_subprocess_exec(self._program, *arguments, stdout=asyncio.subprocess.PIPE)
+        assert self._process.stdout is not None
         async with asyncio.timeout(START_SECONDS):
-            while True:
-                with contextlib.suppress(RedisError):
-                    await self.client.ping()
-                    return
-                await asyncio.sleep(0.01)
+            await self._process.stdout.readuntil(b"Ready to accept connections")
 
     async def stop(self) -> None:
         if self._process is not None:
@@ -68,9 +63,8 @@ class RedisServer:
     async def forgets(self, within_s: float) -> None:
         """Waits until nothing is left but leases."""
         async with asyncio.timeout(within_s):
-            while names := await self.names():
-                assert names
-                await asyncio.sleep(0.05)
+            while await self.names():
+                await self.client.blpop(["nobody fills it"], timeout=0.05)
 
     def _signal(self, number: signal.Signals) -> None:
         assert self._process is not None

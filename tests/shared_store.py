@@ -19,6 +19,7 @@ from app.log import codec
 from app.log.budget import Budget
 from app.log.keys import Birth, Keys
 from app.log.memory import MemoryLog
+from app.log.reader import Reader
 from app.log.redis import APPEND, CLOSE
 from app.log.shared import Parcel, SharedLog
 
@@ -128,3 +129,12 @@ class SharedStore:
     @property
     def used_bytes(self) -> int:
         return self.budget.used_bytes
+
+
+def taken(reader: Reader) -> list[Event]:
+    """All that there is for a reader now."""
+    events: list[Event] = []
+    while some := reader.peek():
+        events += some
+        reader.advance(len(some))
+    return events

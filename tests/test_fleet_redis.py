@@ -20,16 +20,22 @@ class Told(msgspec.Struct):
 
     own: list[Reading]
     elsewhere: list[Reading]
+    reading: list[asyncio.Task[None]]
+
+    async def stand(self, seconds: float) -> None:
+        """For so long all of them go on."""
+        over, _ = await asyncio.wait(self.reading, timeout=seconds)
+        assert not over
 
 
 async def test_redis_restarted_with_its_data_and_then_empty(tmp_path: Path) -> None:
     async with streaming(tmp_path, STREAMS, seconds=9) as (relays, told):
         await relays.redis.stop()
-        await asyncio.sleep(LEASE_SECONDS + 1)
+        await told.stand(LEASE_SECONDS + 1)
         await relays.redis.start()
-        await asyncio.sleep(2 * LEASE_SECONDS)
+        await told.stand(2 * LEASE_SECONDS)
         await relays.redis.empty()
-        await asyncio.sleep(2 * LEASE_SECONDS)
+        await told.stand(2 * LEASE_SECONDS)
     assert all("live_only" in reading.types for reading in told.own)
 
 
@@ -43,7 +49,7 @@ async def test_redis_restarted_at_once_is_not_noticed(tmp_path: Path) -> None:
 async def test_redis_paused_for_three_seconds(tmp_path: Path) -> None:
     async with streaming(tmp_path, 4, seconds=6) as (relays, told):
         relays.redis.pause()
-        await asyncio.sleep(3)
+        await told.stand(3)
         assert (await ready(relays.one.port)) == (200, "away")
         relays.redis.resume()
         await becomes_ready(relays.one.port)
@@ -53,7 +59,7 @@ async def test_redis_paused_for_three_seconds(tmp_path: Path) -> None:
 async def test_redis_full(tmp_path: Path) -> None:
     async with streaming(tmp_path, 4, seconds=6) as (relays, told):
         await relays.redis.client.config_set("maxmemory", "1mb")
-        await asyncio.sleep(3 * LEASE_SECONDS)
+        await told.stand(3 * LEASE_SECONDS)
         assert (await ready(relays.one.port)) == (200, "away")
         await relays.redis.client.config_set("maxmemory", "0")
         await becomes_ready(relays.two.port)
@@ -70,8 +76,7 @@ async def streaming(folder: Path, streams: int, *, seconds: float) -> AsyncItera
     more = {"RELAY_REDIS_TTL_SECONDS": "5", "RELAY_HEARTBEAT_SECONDS": "1"}
     async with fleet(folder, **more) as relays, contextlib.AsyncExitStack() as stack:
         relays.upstream.script((head(), repeat(chunk("ab "), pieces, INTERVAL_SECONDS), finish()))
-        told = Told([], [])
-        reading: list[asyncio.Task[None]] = []
+        told = Told([], [], [])
         for number in range(streams):
             here, there = (relays.one, relays.two) if number % 2 else (relays.two, relays.one)
             own, elsewhere = Reading(), Reading()
@@ -83,9 +88,9 @@ async def streaming(folder: Path, streams: int, *, seconds: float) -> AsyncItera
             followed = await there_too.request("GET", f"/chat/stream/{own.id}", None, SSE)
             told.own.append(own)
             told.elsewhere.append(elsewhere)
-            reading += (asyncio.create_task(own.read(response)), asyncio.create_task(elsewhere.read(followed)))
+            told.reading += (asyncio.create_task(own.read(response)), asyncio.create_task(elsewhere.read(followed)))
         yield relays, told
-        await asyncio.gather(*reading)
+        await asyncio.gather(*told.reading)
         await relays.redis.forgets(5 + 4 * TTL_SECONDS)
     for each in told.own + told.elsewhere:
         each.is_whole("ab " * pieces)
@@ -129,8 +134,8 @@ async def ready(port: int) -> tuple[int, str]:
 
 async def becomes(port: int, status: int, shared_log: str) -> None:
     async with asyncio.timeout(10):
-        while await ready(port) != (status, shared_log):  # noqa: ASYNC110 — it is in another process
-            await asyncio.sleep(0.05)
+        while await ready(port) != (status, shared_log):
+            pass
 
 
 async def becomes_ready(port: int) -> None:

@@ -21,7 +21,7 @@ from app.log.budget import ENTRY_OVERHEAD_BYTES, Budget
 from app.log.memory import MemoryLog
 from app.log.reader import TAKE_ENTRIES, Reader
 from app.wire.native import Shape
-from tests.shared_store import SharedStore, redis_in
+from tests.shared_store import SharedStore, redis_in, taken
 
 DEADLINE_SECONDS = 5
 ENTRY_BYTES: Final = ENTRY_OVERHEAD_BYTES + 10
@@ -73,15 +73,6 @@ def store(request: pytest.FixtureRequest) -> Store:
 def entries(first: int, count: int = 1) -> list[Delta]:
     """Entries that tell their seq, of `ENTRY_BYTES` each."""
     return [Delta(f"{seq:010}") for seq in range(first, first + count)]
-
-
-def taken(reader: Reader) -> list[Event]:
-    """All that there is for a reader now."""
-    events: list[Event] = []
-    while some := reader.peek():
-        events += some
-        reader.advance(len(some))
-    return events
 
 
 async def read_to_end(reader: Reader) -> list[Event]:

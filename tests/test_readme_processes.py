@@ -6,14 +6,14 @@ import os
 import re
 import shutil
 import socket
-from asyncio.subprocess import DEVNULL, PIPE
+from asyncio.subprocess import PIPE, STDOUT
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 
 import pytest
 
 from app.demo.server import DemoServer
-from tests.relay import connect, event_of
+from tests.relay import event_of
 from tests.served import END_SECONDS, START_SECONDS
 from tests.terminal import COMMAND, environment
 from tests.test_readme import README, block_with
@@ -26,8 +26,8 @@ async def test_what_began_at_one_process_goes_on_at_another(tmp_path: Path) -> N
     redis, first, second = block_with("redis-server", "console").strip().splitlines()
     async with contextlib.AsyncExitStack() as stack:
         stack.push_async_callback(demo.stop)
-        for command, port in ((redis, "6379"), (first, "8001"), (second, "8002")):
-            await stack.enter_async_context(started(tmp_path, here(command, places), int(places[port]), upstream))
+        for command in (redis, first, second):
+            await stack.enter_async_context(started(tmp_path, here(command, places), upstream))
         begin, go_on = re.findall(
             r"^\$ (.*?)(?:\s+#.*)?$", block_with("localhost:8002/chat", "console").replace("\\\n", " "), re.MULTILINE
         )
@@ -52,29 +52,22 @@ def free_port() -> int:
 
 
 @contextlib.asynccontextmanager
-async def started(folder: Path, command: str, port: int, variables: Mapping[str, str]) -> AsyncIterator[None]:
-    """Until it listens; ended with the block."""
+async def started(folder: Path, command: str, variables: Mapping[str, str]) -> AsyncIterator[None]:
+    """Until it says that it listens; ended with the block."""
     if "redis-server" in command and shutil.which("redis-server") is None:
         pytest.skip("redis-server is not installed (tests/install)")
+    listens = b"Ready to accept connections" if "redis-server" in command else b"http://127.0.0.1:"
     process = await asyncio.create_subprocess_shell(
-        f"exec env {command}", stdout=DEVNULL, stderr=DEVNULL, cwd=folder, env=environment(folder, variables)
+        f"exec env {command}", stdout=PIPE, stderr=STDOUT, cwd=folder, env=environment(folder, variables)
     )
+    assert process.stdout is not None
     try:
         async with asyncio.timeout(START_SECONDS):
-            while not await listens(port):  # noqa: ASYNC110 — it is another process
-                await asyncio.sleep(0.02)
+            await process.stdout.readuntil(listens)
         yield
     finally:
         process.terminate()
-        async with asyncio.timeout(END_SECONDS):
-            await process.wait()
-
-
-async def listens(port: int) -> bool:
-    with contextlib.suppress(OSError):
-        async with connect(port):
-            return True
-    return False
+        await process.communicate()
 
 
 async def said(command: str) -> str:

@@ -10,10 +10,9 @@ from app.errors import Problem
 from app.events import Delta, Done, Event, Failed, Start, Usage
 from app.log.keys import Keys
 from app.log.leases import Leases
-from app.log.reader import Reader
 from app.log.redis import Server
 from app.log.shared import SharedLog
-from tests.shared_store import KEEP_MS, Postman, SharedStore, redis_in
+from tests.shared_store import KEEP_MS, Postman, SharedStore, redis_in, taken
 
 START = Start("s_1", "m", True)
 DONE = Done("stop", Usage(1, 2, 3, "reported"), 0.1, 0.2)
@@ -52,14 +51,6 @@ def shared(store: SharedStore, *, max_bytes: int = 1 << 20, max_lag_bytes: int =
 
 def pieces(first: int, count: int = 1) -> list[Delta]:
     return [Delta(f"{seq:0{PIECE_BYTES}}") for seq in range(first, first + count)]
-
-
-def taken(reader: Reader) -> list[Event]:
-    events: list[Event] = []
-    while some := reader.peek():
-        events += some
-        reader.advance(len(some))
-    return events
 
 
 async def test_nothing_can_be_read_before_redis_has_it(store: SharedStore, postman: Postman) -> None:
