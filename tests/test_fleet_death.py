@@ -7,6 +7,8 @@ import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import pytest
+
 from tests.browser import Wire
 from tests.fleet import LEASE_SECONDS, TTL_SECONDS, Reading, fleet, replica, result_of
 from tests.redis_server import redis_server
@@ -18,6 +20,7 @@ KILLS = 50
 AT_ONCE = 10
 
 
+@pytest.mark.timeout(240)  # it starts fifty processes
 async def test_readers_of_a_killed_process_learn_it_and_keep_the_text(tmp_path: Path) -> None:
     """At random moments; all readers elsewhere see the same, and see it within two leases of it."""
     chance = random.Random(4)

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import msgspec
+import pytest
 
 from tests.fleet import LEASE_SECONDS, TTL_SECONDS, Fleet, Reading, fleet
 from tests.relay import SSE, chat, connect, fetch
@@ -28,6 +29,7 @@ class Told(msgspec.Struct):
         assert not over
 
 
+@pytest.mark.timeout(120)
 async def test_redis_restarted_with_its_data_and_then_empty(tmp_path: Path) -> None:
     async with streaming(tmp_path, STREAMS, seconds=9) as (relays, told):
         await relays.redis.stop()
