@@ -13,7 +13,7 @@ import app
 from tests.terminal import environment
 from tests.upstream import Upstream
 
-START_SECONDS: Final = 20
+START_SECONDS: Final = 60
 END_SECONDS: Final = 10
 ROOT: Final = Path(app.__file__).parents[1]
 SERVE: Final = ("app", "serve", "--port", "0")
