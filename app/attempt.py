@@ -1,12 +1,13 @@
-"""One attempt at upstream: its answer's bytes become entries, a turn of the loop at a time.
+"""One attempt at one upstream: its answer's bytes become entries, a turn of the loop at a time.
 
 A turn takes at most one read (16 KiB) or 64 frames; one that is heavy waits for its place among the others (turns.py).
 What has been decoded is delivered before a failure that followed it is raised. An answer is closed whatever happens;
 closing needs no await, so that cancelling an attempt leaves nothing behind.
 """
 
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Protocol
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Final
 
 import msgspec
 
@@ -14,53 +15,31 @@ from app import decode
 from app.clocks import Clocks
 from app.decode import Complete, Decoder
 from app.errors import RelayError
-from app.events import Entry
+from app.events import Entry, Passing
 from app.log.memory import MemoryLog
+from app.places import Answer, Place
 from app.request.chat import Chat
 from app.stream import Waiting
 from app.turns import HEAVY_BYTES, Turns
 
-
-class Answer(Protocol):
-    """An upstream's answer whose head has come."""
-
-    status: int
-    content_type: str | None
-    content_encoding: str | None
-
-    async def read(self) -> bytes: ...
-    async def finish(self) -> None: ...
-    def close(self) -> None: ...
-
-
-class Upstream(Protocol):
-    """What can answer a chat."""
-
-    def open(self, payload: dict[str, object], *, connect_s: float, sent: Callable[[], None]) -> Awaitable[Answer]: ...
-
-
-class Terms(msgspec.Struct, frozen=True):
-    """What an operator grants every generation."""
-
-    attempts: int
-    max_retry_wait_s: float
-    usage_wait_s: float
-    decode: decode.Limits
+Deliver = Callable[[Sequence[Entry], Decoder], None]
 
 
 class Attempt:
-    """`run` ends with `complete` called once, or raises `RelayError`."""
+    """`run` ends with `complete` called once, or raises `RelayError`. It gives its place back."""
 
     def __init__(
         self,
+        place: Place,
         chat: Chat,
         log: MemoryLog,
         clocks: Clocks,
         turns: Turns,
         *,
-        deliver: Callable[[Sequence[Entry], Decoder], None],
+        deliver: Deliver,
         complete: Callable[[Complete], None],
     ) -> None:
+        self.place: Final = place
         self.waiting: Waiting = "connecting"
         self.decoder: Decoder | None = None
         self._chat = chat
@@ -69,20 +48,52 @@ class Attempt:
         self._turns = turns
         self._deliver = deliver
         self._complete = complete
+        self._limit = asyncio.timeout(place.manner.first_token_s)
 
-    async def run(self, upstream: Upstream, limits: decode.Limits) -> None:
-        answer = await upstream.open(self._chat.payload, connect_s=self._chat.limits.connect, sent=self._sent)
+    async def run(self, limits: decode.Limits) -> None:
+        """Within the upstream's own limit to the first content, where it has one."""
+        try:
+            async with self._limit:
+                await self._ask(limits)
+        except TimeoutError:
+            words = f"upstream brought nothing within {self.place.manner.first_token_s:g} s"
+            late = RelayError("upstream_timeout", words, phase="first_token")
+            self.place.failed(late.problem)
+            raise late from None
+        except RelayError as error:
+            self.place.failed(error.problem)
+            raise
+        finally:
+            self.place.release()
+
+    def carried(self) -> None:
+        """Content has come: the limit to the first of it is kept."""
+        self.place.carried()
+        if self.place.manner.first_token_s is not None:
+            self._limit.reschedule(None)
+
+    async def _ask(self, limits: decode.Limits) -> None:
+        manner, asked_s = self.place.manner, self._chat.limits.connect
+        connect_s = asked_s if manner.connect_s is None else min(asked_s, manner.connect_s)
+        answer = await self.place.open(self._chat.payload, connect_s=connect_s, sent=self._sent)
         try:
             self.decoder = Decoder(
-                limits,
+                msgspec.structs.replace(limits, finish_optional=manner.finish_optional),
                 content_type=answer.content_type,
                 content_encoding=answer.content_encoding,
                 status=answer.status,
-                passing=self._chat.passing,
+                passing=self._passing(),
             )
             await self._relay(answer, self.decoder)
         finally:
             answer.close()
+
+    def _passing(self) -> Passing | None:
+        """A client that asked by an alias is told the alias."""
+        passing = self._chat.passing
+        if passing is None or self.place.model == self._chat.model:
+            return passing
+        return msgspec.structs.replace(passing, model=self._chat.model)
 
     def _sent(self) -> None:
         self.waiting = "waiting"

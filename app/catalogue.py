@@ -1,4 +1,4 @@
-"""The models that can be asked for: upstream's own list, kept for a while and asked for once at a time."""
+"""The models that can be asked for: the list of all upstreams, kept for a while and asked for once at a time."""
 
 import asyncio
 from typing import Any, Final, Protocol
@@ -13,23 +13,23 @@ Model = dict[str, Any]
 
 
 class Lister(Protocol):
-    """An upstream that may know its models."""
+    """Upstreams, which may know their models."""
 
     async def models(self) -> list[Model]: ...
 
 
 class Catalogue:
-    """OpenAI's model objects, as upstream describes them."""
+    """OpenAI's model objects, as upstreams describe them."""
 
-    def __init__(self, upstream: Lister, default_model: str | None) -> None:
-        self._upstream = upstream
+    def __init__(self, upstreams: Lister, default_model: str | None) -> None:
+        self._upstreams = upstreams
         self._default_model = default_model
         self._models: list[Model] = []
         self._fresh_until = 0.0
         self._asking = asyncio.Lock()
 
     async def models(self) -> list[Model]:
-        """Raises `RelayError` where upstream cannot be asked; one without a list serves the default model."""
+        """Raises `RelayError` where no upstream can be asked; one without a list serves the default model."""
         loop = asyncio.get_running_loop()
         async with self._asking:
             if loop.time() >= self._fresh_until:
@@ -45,9 +45,13 @@ class Catalogue:
         raise RelayError("not_found", f"there is no model `{name[:128]}`", param="model", phase="admission")
 
     async def _asked(self) -> list[Model]:
+        """With the default model, whoever serves it: a request that names none is given it."""
         try:
-            return await self._upstream.models()
+            models = await self._upstreams.models()
         except RelayError as error:
             if error.problem.upstream_status not in NO_LIST or self._default_model is None:
                 raise
-            return [{"id": self._default_model, "object": "model", "created": 0, "owned_by": "upstream"}]
+            models = []
+        if self._default_model is None or any(model["id"] == self._default_model for model in models):
+            return models
+        return [*models, {"id": self._default_model, "object": "model", "created": 0, "owned_by": "upstream"}]

@@ -2,7 +2,7 @@
 
 import msgspec
 
-from app.admission.permits import Caller
+from app.admission.callers import Caller
 from app.relay import Generation
 from app.stream import STOPPED
 

@@ -1,4 +1,4 @@
-"""`sse-relay`: serve, demo, chat, config.
+"""`sse-relay`: serve, demo, chat, config, keys.
 
 Exit codes: 0 done; 1 the answer failed; 2 bad usage, settings that do not hold, or no relay there; 130 after Ctrl-C.
 What a command needs is imported inside it: `chat` must not wait for the server's half second of imports.
@@ -15,9 +15,9 @@ from typing import Annotated, Final, NoReturn, cast
 import typer
 from rich.console import Console
 
-from app import __version__
+from app import __version__, cli_keys
 from app.settings import Settings, SettingsError, load
-from app.settings_listing import effective
+from app.settings.listing import effective
 from app.terminal.chat import FAILED, Chat
 from app.terminal.screen import JsonLines, Screen, Typewriter, complain
 
@@ -31,6 +31,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich" if sys.stdout.isatty() else None,
 )
+
+app.add_typer(cli_keys.app, name="keys")
 
 Host = Annotated[str | None, typer.Option(help="Address to listen on instead of RELAY_HOST.")]
 Port = Annotated[int | None, typer.Option(min=0, max=65_535, help="Port to listen on instead of RELAY_PORT; 0: any.")]
@@ -53,7 +55,7 @@ def _main(version: Annotated[bool, typer.Option("--version", help="Show the vers
 def serve(host: Host = None, port: Port = None) -> None:
     """Run the relay until it is told to stop."""
     settings = _settings(host=host, port=port)
-    if settings.openai_api_key is None and settings.openai_base_url == OPENAI_URL:
+    if not settings.upstreams and settings.openai_api_key is None and settings.openai_base_url == OPENAI_URL:
         _refuse("no key for the upstream: `export OPENAI_API_KEY=…`, or try it without one: `sse-relay demo`")
     from app.server import may_listen, run
     from app.server import serve as serve_relay
@@ -61,9 +63,10 @@ def serve(host: Host = None, port: Port = None) -> None:
     if not may_listen(settings):
         _refuse(
             f"anyone who reaches {settings.host} could spend your upstream's money, since callers need no key: "
-            "listen on 127.0.0.1 behind a proxy that knows its callers, or set RELAY_ALLOW_ANONYMOUS=true"
+            "give them keys (`sse-relay keys new NAME`), listen on 127.0.0.1 behind a proxy that knows its callers, "
+            "or set RELAY_ALLOW_ANONYMOUS=true"
         )
-    with _ports_explained(settings):
+    with _ports_explained(settings), _settings_explained():
         run(serve_relay(settings, on_ready=_say_where))
 
 
@@ -79,7 +82,8 @@ def demo(
     """See it work: a relay with a built-in upstream, without a key and without a network."""
     fixed = {"openai_base_url": "http://127.0.0.1", "openai_api_key": "demo", "default_model": model}
     # No grace: Ctrl-C is to end a demonstration, not to wait for its answer.
-    settings = _settings(host="127.0.0.1", port=0 if once else port, log_level="error", drain_grace_seconds=0, **fixed)
+    own = {"host": "127.0.0.1", "admin_port": -1, "log_level": "error", "drain_grace_seconds": 0}
+    settings = _settings(port=0 if once else port, **own, **fixed)
     from app.server import run
     from app.terminal.demonstration import MESSAGE, Demonstration
 
@@ -132,8 +136,15 @@ async def _say_where(url: str) -> None:
 
 
 def _settings(**overrides: object) -> Settings:
-    try:
+    with _settings_explained():
         return load(**overrides)
+
+
+@contextmanager
+def _settings_explained() -> Iterator[None]:
+    """Some of what is wrong is found when it is used: a file of keys, a certificate."""
+    try:
+        yield
     except SettingsError as error:
         for message in error.messages:
             complain(message)

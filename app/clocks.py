@@ -5,25 +5,31 @@ token costs no timer: it moves a number, and the timer, when it fires, looks whe
 """
 
 import asyncio
+import math
 from collections.abc import Callable
 from typing import Final, Literal
 
+from app.errors import Phase, RelayError
 from app.request.chat import Limits
+from app.stream import Waiting
+
+QUEUE_RETRY_SECONDS: Final = 2.0
 
 Limit = Literal["first_token", "idle", "total", "usage"]
 
 
 class Clocks:
-    """Calls `expired(limit)` once, when the first limit is reached."""
+    """Calls `expired(limit)` once, when the first limit is reached. In a queue only the total limit runs."""
 
-    def __init__(self, limits: Limits, expired: Callable[[Limit], None]) -> None:
+    def __init__(self, limits: Limits, expired: Callable[[Limit], None], *, queued: bool = False) -> None:
         self._loop = asyncio.get_running_loop()
         self._limits: Final = limits
         self._expired = expired
         self.began: Final = self._loop.time()
         self._total_due: Final = self.began + limits.total
         self._phase: Limit = "first_token"
-        self._phase_due = self.began + limits.first_token
+        self._phase_due = math.inf if queued else self.began + limits.first_token
+        self.idle_s = limits.idle
         self._paused_at: float | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._arm()
@@ -37,11 +43,17 @@ class Clocks:
         """Until the first limit that is running now would be reached."""
         return min(self._phase_due, self._total_due) - self._loop.time()
 
+    def admitted(self) -> None:
+        """The queue is over."""
+        if self._phase_due == math.inf:
+            self._phase_due = self._loop.time() + self._limits.first_token
+            self._enter("first_token")
+
     def carried(self) -> None:
         """Content came: from here on the gap to the next is what is limited."""
         if self._phase == "usage":
             return  # what comes after the finish_reason does not make the wait for usage longer
-        self._phase_due = self._loop.time() + self._limits.idle
+        self._phase_due = self._loop.time() + self.idle_s
         if self._phase == "first_token":
             self._enter("idle")
 
@@ -59,6 +71,15 @@ class Clocks:
         if self._paused_at is not None:
             self._phase_due += self._loop.time() - self._paused_at
             self._paused_at = None
+
+    def overdue(self, limit: Limit, waiting: Waiting) -> RelayError:
+        """What a client is told of a limit that has passed while it waited for this or that."""
+        limit_s = self.idle_s if limit == "idle" else getattr(self._limits, limit, 0)
+        if waiting == "queued":
+            words = f"the {limit} limit of {limit_s:g} s passed in the queue; try again"
+            return RelayError("overloaded", words, phase="admission", retry_after_s=QUEUE_RETRY_SECONDS)
+        phase: Phase = "stream" if waiting == "streaming" else "first_token"
+        return RelayError("upstream_timeout", f"upstream passed the {limit} limit of {limit_s:g} s", phase=phase)
 
     def stop(self) -> None:
         if self._timer is not None:

@@ -7,12 +7,11 @@ from typing import Final, TypeVar, cast
 
 import msgspec
 
-from app.admission.permits import Caller
+from app.admission.callers import Caller
 from app.errors import RelayError
 from app.events import Done, Failed
 from app.fleet import Account
 from app.following import Followed, Remote
-from app.idempotency import Key
 from app.log.budget import Budget
 from app.log.keys import Birth, State
 from app.log.mirror import Mirror
@@ -20,6 +19,7 @@ from app.log.reader import Reader
 from app.log.redis import AWAY
 from app.log.shared import SharedLog
 from app.log.sharing import Sharing
+from app.order import Key
 
 T = TypeVar("T")
 

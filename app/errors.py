@@ -42,7 +42,7 @@ CODES: Final = {
 
 
 class Problem(msgspec.Struct, frozen=True, gc=False, kw_only=True):
-    """What a client is told. `status` and `retry_after_s` are for HTTP alone and are not part of the JSON object."""
+    """What a client is told. `status`, `retry_after_s` and `headers` are for HTTP alone, and no part of the JSON object."""
 
     code: str
     message: str
@@ -55,6 +55,7 @@ class Problem(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     request_id: str | None = None
     status: int
     retry_after_s: float | None = None
+    headers: tuple[tuple[str, str], ...] = ()
 
     def as_json(self) -> dict[str, object]:
         """The error object of the contract, the same over HTTP and inside a stream."""
@@ -85,6 +86,7 @@ class RelayError(Exception):
         param: str | None = None,
         upstream_status: int | None = None,
         retry_after_s: float | None = None,
+        headers: tuple[tuple[str, str], ...] = (),
     ) -> None:
         meaning = CODES[code]
         self.problem: Final = Problem(
@@ -97,6 +99,7 @@ class RelayError(Exception):
             upstream_status=upstream_status,
             status=meaning.status if status is None else status,
             retry_after_s=retry_after_s,
+            headers=headers,
         )
         super().__init__(f"{code}: {message}")
 

@@ -78,11 +78,12 @@ class Passing(msgspec.Struct, frozen=True, gc=False):
     """What a dialect passes on of upstream's own chunks, beside what they mean.
 
     `usage`: also the chunk that holds nothing but usage. `choices`: how many answers upstream was asked for; it has
-    finished when all have.
+    finished when all have. `model`: what the model is called to the client, where upstream calls it otherwise.
     """
 
     usage: bool
     choices: int = 1
+    model: str | None = None
 
 
 class Passed(msgspec.Struct, frozen=True, gc=False, tag="passed"):

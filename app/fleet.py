@@ -3,28 +3,39 @@
 Without a shared log it is this process alone, and nothing here waits for anything.
 """
 
+import contextlib
 import secrets
-from typing import TYPE_CHECKING, Final, TypeAlias, Union
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Final, Protocol, TypeAlias, Union
 
 import msgspec
 
-from app.admission.permits import Caller
+from app.admission.callers import Caller, Quota
 from app.chats import Awaited
 from app.errors import RelayError, invalid_request
 from app.events import Done, Event, Failed, Usage
-from app.idempotency import Key, refuse_another
+from app.idempotency import refuse_another
 from app.log.reader import Reader
 from app.log.shared import SharedLog
+from app.order import Key, Order
 from app.relay import Generation
-from app.request.chat import Chat
 from app.stream import Stream
 from app.streams import Streams, not_resumable, too_many_readers
+from app.usage import tokens
 
 if TYPE_CHECKING:
     from app.elsewhere import Elsewhere
     from app.following import Remote
 
 Found: TypeAlias = Union[Generation, "Remote"]
+
+
+class Rates(Protocol):
+    """How often, and for how much, callers may ask."""
+
+    async def admit(self, quotas: Sequence[Quota], prompt_tokens: int) -> None:
+        """Raises `rate_limited`."""
+        ...
 
 
 class Account(msgspec.Struct, frozen=True):
@@ -40,8 +51,9 @@ class Account(msgspec.Struct, frozen=True):
 class Fleet:
     """What it raises beside what `Streams` raises: `overloaded` while the shared log is away and has to be asked."""
 
-    def __init__(self, streams: Streams, elsewhere: "Elsewhere | None") -> None:
+    def __init__(self, streams: Streams, rates: Rates, elsewhere: "Elsewhere | None") -> None:
         self.streams: Final = streams
+        self._rates = rates
         self._elsewhere = elsewhere
 
     @property
@@ -51,22 +63,25 @@ class Fleet:
             return None
         return "away" if self._elsewhere.sharing.away else "ready"
 
-    async def begin(
-        self, chat: Chat, owner: Caller, *, request_id: str, linger_s: float, key: Key | None
-    ) -> tuple[Stream, Reader]:
+    async def begin(self, order: Order) -> tuple[Stream, Reader]:
         """A new generation, or the one that lives under the same key, wherever it is."""
+        if known := self.streams.known(order):
+            return known
         stream_id = f"s_{secrets.token_hex(16)}"
-        if key is not None and self._elsewhere is not None and linger_s > 0 and not self.streams.keys.find(key):
-            claimed = await self._claim(self._elsewhere, key, stream_id, owner)
+        if order.key is not None and self._elsewhere is not None and order.linger_s > 0:
+            claimed = await self._claim(self._elsewhere, order.key, stream_id, order.owner)
             if not isinstance(claimed, Key):
                 return claimed
-            key = claimed
-        try:
-            return self.streams.begin(chat, owner, request_id=request_id, linger_s=linger_s, key=key, id=stream_id)
-        except RelayError:
-            if key is not None and key.claim and self._elsewhere is not None:
-                self._elsewhere.give_back(key.name, key.claim)
-            raise
+            order = msgspec.structs.replace(order, key=claimed)
+        with contextlib.ExitStack() as undone:
+            undone.callback(self._give_back, order.key)
+            ticket = self.streams.admit(order)
+            undone.callback(self.streams.give_up, ticket)
+            await self._rates.admit(order.chat.grant.quotas, tokens(order.chat.prompt_bytes))
+            begun = self.streams.begin(order, ticket, stream_id)
+            if begun[0].id == stream_id:  # else the key's other request was faster
+                undone.pop_all()
+            return begun
 
     async def find(self, stream_id: str, caller: Caller) -> Found:
         """Raises `not_found`, and `not_resumable` for an owner's stream that is gone."""
@@ -134,6 +149,11 @@ class Fleet:
     async def aclose(self) -> None:
         if self._elsewhere is not None:
             await self._elsewhere.aclose()
+
+    def _give_back(self, key: Key | None) -> None:
+        """Nothing was begun under it."""
+        if key is not None and key.claim and self._elsewhere is not None:
+            self._elsewhere.give_back(key.name, key.claim)
 
     @property
     def _reachable(self) -> "Elsewhere":

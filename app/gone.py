@@ -4,7 +4,7 @@ import asyncio
 from collections import OrderedDict
 from typing import Final
 
-from app.admission.permits import Caller
+from app.admission.callers import Caller
 
 GONE_SECONDS: Final = 24 * 3600
 GONE_MAX: Final = 100_000

@@ -2,24 +2,10 @@
 
 from typing import Final
 
-import msgspec
-
-from app.admission.permits import Caller
+from app.admission.callers import Caller
 from app.errors import RelayError
+from app.order import Key
 from app.relay import Generation
-
-
-class Key(msgspec.Struct, frozen=True):
-    """An `Idempotency-Key` of a caller, with the hash of the body it was sent with.
-
-    `name` and `claim` are how other processes know it, where there are any.
-    """
-
-    caller: Caller
-    value: str
-    body_hash: bytes
-    name: str = ""
-    claim: bytes = b""
 
 
 class Keys:

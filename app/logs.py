@@ -6,14 +6,13 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from app.admission.permits import Caller
+from app.admission.callers import Caller
 from app.errors import RelayError
 from app.events import Start
-from app.idempotency import Key
 from app.log.budget import Budget
 from app.log.keys import Birth
 from app.log.memory import MemoryLog
-from app.request.chat import Chat
+from app.order import Order
 from app.settings import Settings
 from app.usage import tokens
 
@@ -35,32 +34,31 @@ class Logs:
         self.budget: Final = Budget(settings.log_total_bytes, lambda budget: reclaim(budget, None))
         self._budgets: weakref.WeakValueDictionary[Caller, Budget] = weakref.WeakValueDictionary()
 
-    def begin(
-        self, id: str, chat: Chat, owner: Caller, *, request_id: str, linger_s: float, key: Key | None
-    ) -> MemoryLog:
+    def begin(self, id: str, order: Order) -> MemoryLog:
         """In Redis where it is to be read again and can be, else in memory. Raises `overloaded`."""
         away = self._sharing is not None and self._sharing.away
-        if away and linger_s > 0 and self._settings.redis_away == "refuse":
+        if away and order.linger_s > 0 and self._settings.redis_away == "refuse":
             message = "the shared log is away; try again"
             raise RelayError("overloaded", message, phase="admission", retry_after_s=AWAY_RETRY_SECONDS)
-        start = Start(id, chat.model, linger_s > 0 and not away)
-        budget = self._budget_of(owner)
+        start = Start(id, order.chat.model, order.linger_s > 0 and not away)
+        budget = self._budget_of(order.owner)
         max_bytes, max_lag_bytes = self._settings.log_stream_bytes, self._settings.log_lag_bytes
         if self._sharing is None or not start.resumable:
             return MemoryLog(start, budget, max_bytes=max_bytes, max_lag_bytes=max_lag_bytes)
-        birth = self._birth(self._sharing, chat, owner, request_id, key)
-        life_s = chat.limits.total + self._settings.usage_wait_seconds
+        birth = self._birth(self._sharing, order)
+        life_s = order.chat.limits.total + self._settings.usage_wait_seconds
         return self._sharing.log(start, birth, budget, life_s=life_s, max_bytes=max_bytes, max_lag_bytes=max_lag_bytes)
 
-    def _birth(self, sharing: "Sharing", chat: Chat, owner: Caller, request_id: str, key: Key | None) -> Birth:
+    def _birth(self, sharing: "Sharing", order: Order) -> Birth:
+        owner, key = order.owner, order.key
         return Birth(
             process=sharing.process,
             owner_key=owner.key,
             owner=sharing.keys.owner(owner.key, owner.subject),
-            model=chat.model,
-            request_id=request_id,
+            model=order.chat.model,
+            request_id=order.request_id,
             began=time.time(),
-            prompt_tokens=tokens(chat.prompt_bytes),
+            prompt_tokens=tokens(order.chat.prompt_bytes),
             key=key.name if key else "",
             claim=key.claim if key else b"",
         )

@@ -1,9 +1,11 @@
 """Puts the parts together."""
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
+from typing import Final, Self
 
+import msgspec
 from fastapi import FastAPI
 from sse_starlette.sse import AppStatus
 from starlette.exceptions import HTTPException
@@ -11,17 +13,30 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 
 from app import __version__
-from app.api import ag_ui, ai_sdk, document, openai, opening, page, problems, routes, schema
+from app.api import ag_ui, ai_sdk, document, openai, opening, page, problems, routes, schema, tokens
+from app.api.admin import Desk
 from app.api.middleware import Edge
 from app.catalogue import Catalogue
+from app.door.doorkeeper import Doorkeeper
 from app.errors import RelayError
 from app.fleet import Fleet
+from app.means import Means
+from app.overview import Overview
+from app.quotas.tallies import Tallies
 from app.settings import Settings, load
 from app.streams import Streams
-from app.telemetry import logs, telling
-from app.upstream.client import Upstream
+from app.summary import Listener
+from app.telemetry import logs, stream_log, telling
+from app.telemetry.metrics import Metrics
+from app.upstream.pool import Pool
+from app.webhook.calls import Webhook
 
-CORS_REQUEST_HEADERS = (
+ROUTERS: Final = (
+    *(routes.router, openai.router, ai_sdk.router, ag_ui.router),
+    *(tokens.router, schema.router, page.router),
+)
+
+CORS_REQUEST_HEADERS: Final = (
     *("content-type", "authorization", "last-event-id", "idempotency-key", "x-request-id", "x-on-disconnect"),
     *(f"x-timeout-{name}" for name in ("connect", "first-token", "idle", "total")),
     *(f"x-stainless-{name}" for name in ("arch", "async", "lang", "os", "package-version", "retry-count")),
@@ -37,51 +52,90 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     logs.configure(chosen)
     # sse-starlette would end every stream at once on SIGTERM; here streams finish, and server.py says until when.
     AppStatus.enable_automatic_graceful_drain = False
-    lifespan = partial(_lifespan, chosen)
+    made = Made.of(chosen)
     app = FastAPI(
         title="sse-relay",
         version=__version__,
-        lifespan=lifespan,
+        lifespan=partial(_lifespan, chosen, made),
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,  # its Location would have our scheme and host, which are not those of a proxy
     )
-    routers = (routes.router, openai.router, ai_sdk.router, ag_ui.router, schema.router, page.router)
-    for router in routers:
+    for router in ROUTERS:
         app.include_router(router)
     app.add_exception_handler(RelayError, problems.relay_error)
     app.add_exception_handler(ClientDisconnect, problems.departed)
-    app.add_exception_handler(HTTPException, partial(problems.http_error, routers))
-    app.add_middleware(
-        CORSMiddleware,
-        allow_origins=chosen.cors_origins,
-        allow_methods=("GET", "POST", "DELETE", "OPTIONS"),
-        allow_headers=CORS_REQUEST_HEADERS,
-        expose_headers=("x-stream-id", "x-request-id", "retry-after"),
-    )
-    app.add_middleware(Edge, allowed_hosts=chosen.allowed_hosts)
+    app.add_exception_handler(HTTPException, partial(problems.http_error, ROUTERS))
+    _fence(app, chosen)
     document.describe(app)
     return app
 
 
+def _fence(app: FastAPI, settings: Settings) -> None:
+    """What a request passes before it comes to a route."""
+    app.add_middleware(
+        CORSMiddleware,
+        allow_origins=settings.cors_origins,
+        allow_methods=("GET", "POST", "DELETE", "OPTIONS"),
+        allow_headers=CORS_REQUEST_HEADERS,
+        allow_credentials=settings.cors_credentials,
+        expose_headers=("x-stream-id", "x-request-id", "retry-after"),
+    )
+    app.add_middleware(Edge, allowed_hosts=settings.allowed_hosts)
+
+
+class Made(msgspec.Struct, frozen=True):
+    """What is made before there is a loop, so that a setting that cannot be used is known before anything starts."""
+
+    doorkeeper: Doorkeeper
+    pool: Pool
+    metrics: Metrics
+    webhook: Webhook | None
+
+    @classmethod
+    def of(cls, settings: Settings) -> Self:
+        """Raises `SettingsError`."""
+        user_agent = f"sse-relay/{__version__}"
+        webhook = settings.webhook and Webhook(settings.webhook, user_agent=user_agent)
+        return cls(Doorkeeper(settings), Pool.of(settings, user_agent=user_agent), Metrics(settings), webhook)
+
+    @property
+    def listeners(self) -> list[Listener]:
+        """Who is told of each generation that has ended."""
+        return [stream_log.tell, self.metrics, *([self.webhook] if self.webhook else [])]
+
+
 @asynccontextmanager
-async def _lifespan(settings: Settings, app: FastAPI) -> AsyncIterator[None]:
-    key = settings.openai_api_key.get_secret_value() if settings.openai_api_key else None
-    upstream = Upstream(settings.openai_base_url, key, user_agent=f"sse-relay/{__version__}")
-    fleet = _fleet(settings, upstream)
-    app.state.parts = opening.Parts(settings, fleet.streams, fleet, Catalogue(upstream, settings.default_model))
-    try:
+async def _lifespan(settings: Settings, made: Made, app: FastAPI) -> AsyncIterator[None]:
+    pool = made.pool
+    async with AsyncExitStack() as closing:
+        closing.push_async_callback(made.doorkeeper.aclose)
+        closing.push_async_callback(pool.aclose)
+        if made.webhook is not None:
+            closing.push_async_callback(made.webhook.aclose)
+        rates = Rates()
+        tallies = Tallies()
+        closing.push_async_callback(tallies.aclose)
+        fleet = _fleet(settings, Means.of(settings, pool, tallies), rates)
+        closing.push_async_callback(fleet.aclose)
+        closing.push_async_callback(fleet.streams.close)
+        fleet.streams.listeners += made.listeners
+        catalogue = Catalogue(pool, settings.default_model)
+        app.state.parts = opening.Parts(settings, fleet.streams, fleet, catalogue, made.doorkeeper)
+        overview = Overview(settings, fleet, pool.states, lambda: made.webhook and made.webhook.now())
+        app.state.desk = Desk(overview, made.metrics)
         yield
-    finally:
-        await fleet.streams.close()
-        await fleet.aclose()
-        await upstream.aclose()
 
 
-def _fleet(settings: Settings, upstream: Upstream) -> Fleet:
+class Rates:
+    async def admit(self, quotas: object, prompt_tokens: int) -> None:
+        return None
+
+
+def _fleet(settings: Settings, means: Means, rates: Rates) -> Fleet:
     if settings.redis_url is None:
         telling.tell_of_siblings()
-        return Fleet(Streams(upstream, settings), None)
+        return Fleet(Streams(means, settings), rates, None)
     from app.elsewhere import Elsewhere  # who needs no Redis need not wait for its client, nor hold it
     from app.log.sharing import Sharing, Terms
 
@@ -92,8 +146,8 @@ def _fleet(settings: Settings, upstream: Upstream) -> Fleet:
         keep_s=settings.redis_ttl_seconds,
     )
     sharing = Sharing(terms)
-    streams = Streams(upstream, settings, sharing)
+    streams = Streams(means, settings, sharing)
     elsewhere = Elsewhere(sharing, streams.budget, max_lag_bytes=settings.log_lag_bytes)
     streams.on_close = elsewhere.break_off
     sharing.start(cancel=streams.cancel)
-    return Fleet(streams, elsewhere)
+    return Fleet(streams, rates, elsewhere)

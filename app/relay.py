@@ -13,16 +13,15 @@ one number (lingering.py).
 """
 
 import asyncio
-import logging
 from collections.abc import Callable, Sequence
 from typing import Final
 
 import msgspec
-import stamina
 import structlog
 
-from app.admission.permits import Caller, Permit
-from app.attempt import Attempt, Terms, Upstream
+from app.admission.callers import Caller
+from app.admission.capacity import Ticket
+from app.attempts import Attempts
 from app.clocks import Clocks, Limit
 from app.decode import Complete, Decoder
 from app.errors import Phase, RelayError
@@ -30,14 +29,11 @@ from app.events import Done, Entry, Failed, Usage
 from app.lingering import Lingering
 from app.log.memory import MemoryLog
 from app.log.reader import Reader
-from app.request.chat import Chat
-from app.retries import FIRST_RETRY_SECONDS, repeat_after
+from app.means import Means
+from app.order import Order
+from app.progress import Progress
 from app.stream import STOPPED, Cause, Waiting
-from app.turns import Turns
-from app.usage import estimate, tokens
-
-OPERATORS_STATUSES: Final = {401, 402, 403, 409, 429}
-"""With `upstream_error`: upstream refuses our key or account, which no caller can mend; an operator must hear of it."""
+from app.summary import Listener, Summary
 
 logger = structlog.get_logger("app.relay")
 
@@ -45,40 +41,42 @@ logger = structlog.get_logger("app.relay")
 class Generation:
     """An answer being made. `start` gives it its task; it is over when that task is."""
 
-    def __init__(
-        self, chat: Chat, owner: Caller, log: MemoryLog, permit: Permit, *, id: str, request_id: str, linger_s: float
-    ) -> None:
+    def __init__(self, order: Order, log: MemoryLog, ticket: Ticket, *, id: str) -> None:
+        chat = order.chat
         self.id: Final = id
         self.chat = chat
-        self.owner: Final = owner
+        self.owner: Final[Caller] = order.owner
         self.log: Final = log
-        self.request_id: Final = request_id
+        self.request_id: Final = order.request_id
         self.cause: Cause | None = None
         self.read_through = False
         self.on_spent: Callable[[str], None] = lambda _: None
         self.on_end: Callable[[Generation], None] = lambda _: None
         self.on_over: Callable[[Generation], None] = lambda _: None
-        self.clocks: Final = Clocks(chat.limits, self._expired)
-        self.lingering: Final = Lingering(log, linger_s, lambda: self.cancel("left"))
-        self._permit = permit
-        self._carried = self._text_bytes = 0
-        self._attempts = 0
-        self._first_carried_s: float | None = None
-        self._usage: Usage | None = None
-        self._attempt: Attempt | None = None
+        self.listeners: Sequence[Listener] = ()
+        self.clocks: Final = Clocks(chat.limits, self._expired, queued=not ticket.admitted)
+        self.lingering: Final = Lingering(log, order.linger_s, lambda: self.cancel("left"))
+        self._attempts: Final = Attempts(
+            id, chat, log, self.clocks, ticket, deliver=self._deliver, complete=self._complete
+        )
+        self._ticket = ticket
+        self._progress: Final = Progress(chat.prompt_bytes, told=chat.webhook_text)
         self._task: asyncio.Task[None] | None = None
 
-    def start(self, upstream: Upstream, terms: Terms, turns: Turns) -> None:
-        self._turns = turns
-        self._task = asyncio.create_task(self._run(upstream, terms), name=f"generation {self.id}")
+    def start(self, means: Means) -> None:
+        self._usage_wait_s = means.terms.usage_wait_s
+        self._task = asyncio.create_task(self._run(means), name=f"generation {self.id}")
         self._task.add_done_callback(self._over)
 
     @property
     def waiting(self) -> Waiting:
         """What a reader that hears nothing is waiting for."""
-        if self.log.carrying:
-            return "streaming"
-        return "connecting" if self._attempt is None else self._attempt.waiting
+        return "streaming" if self.log.carrying else self._attempts.waiting
+
+    @property
+    def upstream(self) -> str | None:
+        """The last that was asked."""
+        return self._attempts.upstream
 
     @property
     def elapsed_s(self) -> float:
@@ -94,12 +92,9 @@ class Generation:
         return sum(not reader.held for reader in self.log.readers)
 
     def usage(self) -> Usage:
-        """The usage known by now: upstream's, else the larger of the pieces and a quarter of the bytes."""
-        if self._usage is not None:
-            return self._usage
-        if self._attempt is not None and self._attempt.decoder is not None and self._attempt.decoder.usage is not None:
-            return self._attempt.decoder.usage
-        return estimate(tokens(self.chat.prompt_bytes), pieces=self._carried, text_bytes=self._text_bytes)
+        """The usage known by now: upstream's, else an estimate."""
+        reported = None if self._decoder is None else self._decoder.usage
+        return reported or self._progress.usage()
 
     # Readers: who reads, and what it means when nobody does.
 
@@ -124,7 +119,7 @@ class Generation:
     def fail(self, error: RelayError, cause: Cause = "failed") -> None:
         phase = error.problem.phase or self._phase()
         filled = msgspec.structs.replace(
-            error.problem, partial=self._carried > 0, request_id=self.request_id, phase=phase
+            error.problem, partial=self._progress.pieces > 0, request_id=self.request_id, phase=phase
         )
         self._close(Failed(filled), cause)
 
@@ -138,17 +133,19 @@ class Generation:
             await asyncio.wait([self._task])
 
     def _complete(self, whole: Complete) -> None:
+        self._attempts.succeeded()
         self._close(self._done(whole.finish_reason, whole.usage or self.usage()), "finished")
 
     def _expired(self, limit: Limit) -> None:
-        decoder = None if self._attempt is None else self._attempt.decoder
+        decoder = self._decoder
         if decoder is not None and decoder.finished:
             self.log.append(decoder.receive_eof())
             if isinstance(decoder.end, Complete):
                 return self._complete(decoder.end)
-        phase: Phase = "stream" if self.log.carrying else "first_token"
-        message = f"upstream passed the {limit} limit of {getattr(self.chat.limits, limit, 0):g} s"
-        return self.fail(RelayError("upstream_timeout", message, phase=phase))
+        error = self.clocks.overdue(limit, self.waiting)
+        if limit != "total" or not self.log.carrying:
+            self._attempts.timed_out(error.problem)
+        return self.fail(error)
 
     def superseded(self, terminal: Done | Failed) -> None:
         """Others have ended its log in the belief that this process is dead: nobody would read what came now."""
@@ -161,8 +158,9 @@ class Generation:
 
     def _ended(self, terminal: Done | Failed, cause: Cause) -> None:
         self.cause = cause
-        self._usage = terminal.usage if isinstance(terminal, Done) else self.usage()
-        self._attempt = None
+        self._progress.reported = terminal.usage if isinstance(terminal, Done) else self.usage()
+        summary = self._summary(terminal, cause)
+        self._attempts.current = None
         self.chat = msgspec.structs.replace(self.chat, payload={})  # an ended stream is kept, its prompt is not
         self.clocks.stop()
         self.lingering.stop()
@@ -171,78 +169,79 @@ class Generation:
         self.on_end(self)
         if cause in STOPPED:
             self.on_spent(self.id)
-        self._tell(terminal)
+        for listener in self.listeners:
+            listener(summary)
 
     def _over(self, _task: asyncio.Task[None]) -> None:
         if self.cause is None:
             self.drain()  # its task was ended from outside: the process is going down
-        self._permit.release()
+        self._ticket.release(asyncio.get_running_loop().time())
         self.on_over(self)
 
     def _done(self, finish_reason: str, usage: Usage) -> Done:
-        return Done(finish_reason, usage, self._first_carried_s, self.clocks.elapsed_s)
+        return Done(finish_reason, usage, self._progress.first_carried_s, self.clocks.elapsed_s)
 
     def _phase(self) -> Phase:
-        return "stream" if self.log.carrying else "connect" if self.waiting == "connecting" else "first_token"
+        if self.log.carrying:
+            return "stream"
+        match self.waiting:
+            case "queued":
+                return "admission"
+            case "connecting":
+                return "connect"
+            case _:
+                return "first_token"
 
-    def _tell(self, terminal: Done | Failed) -> None:
-        error = terminal.error if isinstance(terminal, Failed) else None
-        loud = error is not None and error.code == "upstream_error" and error.upstream_status in OPERATORS_STATUSES
-        logger.log(
-            logging.ERROR if loud else logging.INFO,
-            "stream",
+    def _summary(self, terminal: Done | Failed, cause: Cause) -> Summary:
+        error, progress = (terminal.error if isinstance(terminal, Failed) else None), self._progress
+        return Summary(
             stream=self.id,
             request_id=self.request_id,
+            owner=self.owner,
+            grant=self.chat.grant,
+            profile=self.chat.profile,
             model=self.chat.model,
-            cause=self.cause,
-            code=error and error.code,
-            upstream_status=error and error.upstream_status,
-            attempts=self._attempts,
-            pieces=self._carried,
-            text_bytes=self._text_bytes,
-            first_token_s=self._first_carried_s,
-            total_s=round(self.clocks.elapsed_s, 3),
+            upstream=self._attempts.upstream,
+            cause=cause,
+            finish_reason=terminal.finish_reason if isinstance(terminal, Done) else None,
+            code=None if error is None else error.code,
+            phase=None if error is None else error.phase,
+            upstream_status=None if error is None else error.upstream_status,
+            attempts=self._attempts.count,
+            pieces=progress.pieces,
+            text_bytes=progress.text_bytes,
+            prompt_tokens=progress.prompt_tokens,
+            usage=progress.usage(),
+            queued_s=self._attempts.queued_s,
+            first_token_s=progress.first_carried_s,
+            total_s=self.clocks.elapsed_s,
+            text=progress.text,
+            text_cut=progress.text_cut,
         )
 
-    # The task: attempts, bounded, and what they bring.
+    # The task: what its attempts bring.
 
-    async def _run(self, upstream: Upstream, terms: Terms) -> None:
+    @property
+    def _decoder(self) -> Decoder | None:
+        return None if self._attempts.current is None else self._attempts.current.decoder
+
+    async def _run(self, means: Means) -> None:
         try:
-            async for attempt in stamina.retry_context(
-                on=lambda error: self._repeat(error, terms),
-                attempts=terms.attempts,
-                timeout=None,
-                wait_initial=FIRST_RETRY_SECONDS,
-                wait_max=terms.max_retry_wait_s,
-                wait_jitter=FIRST_RETRY_SECONDS,
-            ):
-                with attempt:
-                    await self._try(upstream, terms)
+            await self._attempts.run(means)
         except RelayError as error:
             self.fail(error)
         except Exception:
             logger.exception("internal", stream=self.id, request_id=self.request_id)
             self.fail(RelayError("internal", "a fault of the relay; quote the request id", phase="relay"))
 
-    async def _try(self, upstream: Upstream, terms: Terms) -> None:
-        def deliver(entries: Sequence[Entry], decoder: Decoder) -> None:
-            if entries:
-                self.log.append(entries)
-            if decoder.carried > self._carried:
-                self._carried, self._text_bytes = decoder.carried, decoder.text_bytes
-                self.clocks.carried()
-            if decoder.carrying and not self.log.carrying:
-                self._first_carried_s = self.clocks.elapsed_s
-                self.log.mark_carrying()
-            if decoder.finished:
-                self.clocks.finishing(terms.usage_wait_s)
-
-        self._attempts += 1
-        self._attempt = Attempt(self.chat, self.log, self.clocks, self._turns, deliver=deliver, complete=self._complete)
-        await self._attempt.run(upstream, terms.decode)
-
-    def _repeat(self, error: BaseException, terms: Terms) -> bool | float:
-        if not isinstance(error, RelayError) or self.log.carrying:
-            return False
-        remaining_s = self.clocks.remaining_s
-        return repeat_after(error.problem, max_wait_s=terms.max_retry_wait_s, remaining_s=remaining_s)
+    def _deliver(self, entries: Sequence[Entry], decoder: Decoder) -> None:
+        if entries:
+            self.log.append(entries)
+        if self._progress.made(entries, decoder):
+            self.clocks.carried()
+        if decoder.carrying and not self.log.carrying:
+            self._progress.first_carried_s = self.clocks.elapsed_s
+            self.log.mark_carrying()
+            self._attempts.carried()
+        if decoder.finished:
+            self.clocks.finishing(self._usage_wait_s)

@@ -17,6 +17,7 @@ import uvicorn
 from fastapi import FastAPI
 from uvicorn.config import STARTUP_FAILURE
 
+from app import admin
 from app.api.callers import is_loopback
 from app.listener import Listener, listen
 from app.main import create_app
@@ -48,6 +49,7 @@ class Server(uvicorn.Server):
                 log_level="warning",
                 timeout_keep_alive=KEEP_ALIVE_SECONDS,
                 timeout_graceful_shutdown=LAST_WORDS_SECONDS,
+                forwarded_allow_ips=list(settings.trusted_proxies),
             )
         )
         self._app = app
@@ -124,16 +126,18 @@ async def serve(settings: Settings, *, on_ready: Callable[[str], Awaitable[None]
     _raise_descriptor_limit()
     listening = listen(settings.host, settings.port, send_timeout_s=settings.send_timeout_seconds)
     host, port = listening.getsockname()[:2]
-    server = Server(create_app(settings), settings, listening)
-    running = asyncio.create_task(server.serve(), name="server")
-    try:
-        if on_ready is not None and await _ready(server, running):
-            await on_ready(f"http://{f'[{host}]' if ':' in host else host}:{port}")
-        await running
-    finally:
-        server.should_exit = True
-        with contextlib.suppress(asyncio.CancelledError):
+    app = create_app(settings)
+    server = Server(app, settings, listening)
+    async with admin.listening(settings, lambda: getattr(app.state, "desk", None)):
+        running = asyncio.create_task(server.serve(), name="server")
+        try:
+            if on_ready is not None and await _ready(server, running):
+                await on_ready(f"http://{f'[{host}]' if ':' in host else host}:{port}")
             await running
+        finally:
+            server.should_exit = True
+            with contextlib.suppress(asyncio.CancelledError):
+                await running
 
 
 def run(main: Coroutine[Any, Any, None]) -> None:
@@ -148,7 +152,12 @@ def run(main: Coroutine[Any, Any, None]) -> None:
 
 def may_listen(settings: Settings) -> bool:
     """Beyond loopback anybody could spend the upstream key: that takes client keys or the operator's word."""
-    return settings.allow_anonymous or is_loopback(f"[{settings.host}]" if ":" in settings.host else settings.host)
+    known = bool(settings.keys or settings.issuers)
+    return (
+        known
+        or settings.allow_anonymous
+        or is_loopback(f"[{settings.host}]" if ":" in settings.host else settings.host)
+    )
 
 
 async def _ready(server: Server, running: asyncio.Task[None]) -> bool:

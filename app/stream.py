@@ -11,7 +11,7 @@ Cause = Literal["finished", "failed", "deleted", "left", "drained", "lost"]
 STOPPED: Final[set[Cause | None]] = {"deleted", "left"}
 """By the client, or since nobody came back within the grace."""
 
-Waiting = Literal["connecting", "waiting", "streaming"]
+Waiting = Literal["queued", "connecting", "waiting", "streaming"]
 
 
 class Stream(Protocol):

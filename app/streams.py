@@ -11,22 +11,22 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from app.admission.permits import Caller, Permits
-from app.attempt import Terms, Upstream
+from app.admission.callers import Caller
+from app.admission.capacity import Ticket
 from app.chats import Chats
-from app.decode import Limits as DecodeLimits
 from app.errors import RelayError, invalid_request
 from app.events import Failed
 from app.gone import Gone
-from app.idempotency import Key, Keys
+from app.idempotency import Keys
 from app.log.budget import Budget
 from app.log.reader import Reader
 from app.log.shared import SharedLog
 from app.logs import Logs
+from app.means import Means
+from app.order import Order
 from app.relay import Generation
-from app.request.chat import Chat
 from app.settings import Settings
-from app.turns import Turns
+from app.summary import Listener
 
 if TYPE_CHECKING:
     from app.log.sharing import Sharing
@@ -44,12 +44,10 @@ LARGE_BODY_BYTES: Final = 64 * 1024
 class Streams:
     """The registry, and the one place where a generation is begun."""
 
-    def __init__(self, upstream: Upstream, settings: Settings, sharing: "Sharing | None" = None) -> None:
-        self._upstream = upstream
+    def __init__(self, means: Means, settings: Settings, sharing: "Sharing | None" = None) -> None:
+        self.means: Final = means
         self._settings = settings
         self._sharing = sharing
-        self._terms = terms(settings)
-        self._permits = Permits(settings.max_streams)
         self._logs = Logs(settings, sharing, self._reclaim)
         self.budget: Final = self._logs.budget
         self._streams: dict[str, Generation] = {}
@@ -58,29 +56,51 @@ class Streams:
         self._gone = Gone()
         self.max_readers: Final = settings.max_readers_per_stream
         self.keys: Final = Keys()
-        self.turns: Final = Turns()
+        self.listeners: list[Listener] = []
         self.chats: Final = Chats()
         self.on_close: Callable[[], None] = lambda: None
         self._closed = False
         self.draining = False
 
-    def begin(
-        self, chat: Chat, owner: Caller, *, request_id: str, linger_s: float, key: Key | None, id: str
-    ) -> tuple[Generation, Reader]:
-        """A new generation, or the one that lives under the same key, and a reader of it from the beginning.
+    def known(self, order: Order) -> tuple[Generation, Reader] | None:
+        """A reader of the generation that lives under the order's key. Raises `idempotency_conflict`."""
+        if order.key is None or (generation := self.keys.find(order.key)) is None:
+            return None
+        return generation, self.attach(generation, -1, held=True)
 
-        One synchronous step: no key starts two, and no generation is without its reader for a moment. Raises
-        `idempotency_conflict`, `overloaded`, `draining`, and what `attach` raises.
+    def admit(self, order: Order) -> Ticket:
+        """A place for a generation, or in the queue.
+
+        Raises `draining`, `overloaded`, `rate_limited`, `not_found` for a model that nobody serves, and
+        `upstream_unavailable` while nobody can be asked for it.
         """
-        if key is not None and (known := self.keys.find(key)):
-            return known, self.attach(known, -1, held=True)
         if self._closed:
             raise RelayError("draining", "the relay is shutting down", phase="admission", retry_after_s=1.0)
-        generation = self._born(chat, owner, request_id, linger_s, id, key)
-        if key is not None:
-            self.keys.bind(key, generation)
-        generation.start(self._upstream, self._terms, self.turns)
+        chat = order.chat
+        if chat.body_bytes > LARGE_BODY_BYTES and self.budget.exceeded:
+            message = "the relay holds as much as it may; a large request has to wait"
+            raise RelayError("overloaded", message, phase="admission", retry_after_s=BUSY_RETRY_SECONDS)
+        pool, now = self.means.pool, asyncio.get_running_loop().time()
+        claim = partial(pool.claim, chat.model)
+        return self.means.capacity.enter(chat.grant.quotas, pool.serving(chat.model), claim, now)
+
+    def begin(self, order: Order, ticket: Ticket, id: str) -> tuple[Generation, Reader]:
+        """A new generation, or the one that lives under the same key by now, and a reader of it from the beginning.
+
+        One synchronous step: no key starts two, and no generation is without its reader for a moment. The ticket is a
+        new generation's from here on, else it stays the caller's. Raises `overloaded`, and what `known` raises.
+        """
+        if known := self.known(order):
+            return known
+        generation = self._born(order, ticket, id)
+        if order.key is not None:
+            self.keys.bind(order.key, generation)
+        generation.start(self.means)
         return generation, generation.attach(-1)
+
+    def give_up(self, ticket: Ticket) -> None:
+        """Nothing was begun with it."""
+        ticket.release(asyncio.get_running_loop().time())
 
     def seek(self, stream_id: str, caller: Caller) -> Generation | None:
         generation = self._streams.get(stream_id)
@@ -117,6 +137,11 @@ class Streams:
             generation.cancel()
 
     @property
+    def live(self) -> list[Generation]:
+        """Those that have not ended."""
+        return [generation for generation in self._running if generation.cause is None]
+
+    @property
     def running(self) -> int:
         return len(self._running)
 
@@ -142,19 +167,10 @@ class Streams:
         for stream_id in list(self._ended):
             self._forget(stream_id)
 
-    def _born(
-        self, chat: Chat, owner: Caller, request_id: str, linger_s: float, id: str, key: Key | None
-    ) -> Generation:
-        if chat.body_bytes > LARGE_BODY_BYTES and self.budget.exceeded:
-            message = "the relay holds as much as it may; a large request has to wait"
-            raise RelayError("overloaded", message, phase="admission", retry_after_s=BUSY_RETRY_SECONDS)
-        permit = self._permits.acquire()
-        try:
-            log = self._logs.begin(id, chat, owner, request_id=request_id, linger_s=linger_s, key=key)
-        except RelayError:
-            permit.release()
-            raise
-        generation = Generation(chat, owner, log, permit, id=id, request_id=request_id, linger_s=linger_s)
+    def _born(self, order: Order, ticket: Ticket, id: str) -> Generation:
+        log = self._logs.begin(id, order)
+        generation = Generation(order, log, ticket, id=id)
+        generation.listeners = self.listeners
         generation.on_end = self._ended_now
         generation.on_over = self._running.discard
         generation.lingering.may_detach = partial(self._may_detach, generation)
@@ -162,13 +178,13 @@ class Streams:
             log.frees_its_key = partial(_frees_its_key, generation)
             log.on_superseded = generation.superseded
             generation.lingering.watched = partial(self._sharing.watched, id)
-        self.budget.charge(STREAM_BYTES + chat.body_bytes)
+        self.budget.charge(STREAM_BYTES + order.chat.body_bytes)
         self._streams[id] = generation
         self._running.add(generation)
         return generation
 
     def _may_detach(self, generation: Generation) -> bool:
-        mine = (other for other in self._running if other.owner == generation.owner and other.cause is None)
+        mine = (other for other in self.live if other.owner == generation.owner)
         return sum(other.lingering.detached for other in mine) < self._settings.max_detached_streams
 
     def _ended_now(self, generation: Generation) -> None:
@@ -207,19 +223,6 @@ class Streams:
                 break
             if owner is None or self._streams[stream_id].owner == owner:
                 self._forget(stream_id)
-
-
-def terms(settings: Settings) -> Terms:
-    return Terms(
-        attempts=settings.attempts,
-        max_retry_wait_s=settings.max_retry_wait_seconds,
-        usage_wait_s=settings.usage_wait_seconds,
-        decode=DecodeLimits(
-            max_event_bytes=settings.max_event_bytes,
-            max_answer_bytes=settings.max_answer_bytes,
-            finish_optional=settings.finish_reason == "optional",
-        ),
-    )
 
 
 def _frees_its_key(generation: Generation) -> bool:

@@ -45,7 +45,7 @@ class Relay(server.Server):
 
     @property
     def permits_in_use(self) -> int:
-        return self.streams._permits.in_use
+        return self.streams.means.capacity.in_use
 
     @property
     def blocked(self) -> bool:
@@ -65,7 +65,14 @@ async def until(holds: Callable[[], object], deadline_seconds: float = 1.0) -> N
 
 def settings_for(base_url: str, **overrides: Any) -> Settings:
     """Settings that know nothing of the machine's environment."""
-    given = {"openai_base_url": base_url, "openai_api_key": "test-key", "port": 0, "drain_grace_seconds": 0}
+    given = {
+        "openai_base_url": base_url,
+        "openai_api_key": "test-key",
+        "port": 0,
+        "admin_port": -1,
+        "drain_grace_seconds": 0,
+        "breaker_failures": 0,  # a test makes more failures than a service in a year
+    }
     settings: Settings = cast(Any, Settings)(_env_file=None, **(given | overrides))
     return settings
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from app.admission.permits import Caller
+from app.admission.callers import Caller
 from app.errors import RelayError
 from app.settings import MiB
 from tests.relay import ask, chat, connect, running, text_of
@@ -34,7 +34,7 @@ async def test_a_running_stream_is_charged_for_its_prompt() -> None:
 
 
 async def test_more_streams_than_may_run_are_refused() -> None:
-    async with Upstream() as upstream, running(upstream.base_url, max_streams=1) as relay:
+    async with Upstream() as upstream, running(upstream.base_url, max_streams=1, max_queued=0) as relay:
         upstream.script((head(), chunk("a"), hang()))
         async with connect(relay.port) as first:
             assert (await first.request("POST", "/chat/stream", chat())).status == 200

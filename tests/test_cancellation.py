@@ -187,7 +187,7 @@ async def test_a_fault_of_a_generation_is_told_logged_and_leaves_nothing(
     broken: dict[str, object], answered: int
 ) -> None:
     async with Upstream() as upstream, running(upstream.base_url) as relay:
-        relay.streams._terms = replace(relay.streams._terms, **broken)
+        break_terms(relay, broken)
         upstream.script((head(), chunk("secret"), pause(0.05), finish(), hang()))
         with capture_logs() as logs:
             response, events = await ask(relay.port, chat(), headers={"x-request-id": "r-1"})
@@ -214,7 +214,7 @@ async def test_a_fault_after_the_head_ends_the_connection_without_an_end_of_the_
     async with Upstream() as upstream, running(upstream.base_url) as relay, connect(relay.port) as client:
         upstream.script((head(), chunk("x" * 100_000), finish()))
         response, _ = await ask(relay.port, chat(), headers=SSE)
-        cast(Any, relay.streams).turns = None
+        cast(Any, relay._app.state.parts.streams).means = replace(relay.streams.means, turns=cast(Any, None))
         with capture_logs() as logs:
             replayed = await client.request("GET", f"/chat/stream/{response.headers['x-stream-id']}")
             with pytest.raises(asyncio.IncompleteReadError):
@@ -225,10 +225,15 @@ async def test_a_fault_after_the_head_ends_the_connection_without_an_end_of_the_
         await nothing_remains(relay, upstream)
 
 
+def break_terms(relay: Relay, broken: dict[str, Any]) -> None:
+    means = relay.streams.means
+    cast(Any, relay.streams).means = replace(means, terms=replace(means.terms, **broken))
+
+
 def break_setting(relay: Relay, name: str) -> None:
     parts: Parts = relay._app.state.parts
     settings = parts.settings.model_copy(update={name: None})
-    relay._app.state.parts = Parts(settings, parts.streams, parts.fleet, parts.catalogue)
+    relay._app.state.parts = replace(parts, settings=settings)
 
 
 # And after all of it.

@@ -1,4 +1,4 @@
-"""GET /v1/models: upstream's own list, asked for once in a while."""
+"""GET /v1/models: what all upstreams list, asked for once in a while."""
 
 import asyncio
 import json
@@ -6,6 +6,9 @@ from typing import Any
 
 import pytest
 
+from app.catalogue import Catalogue
+from app.errors import RelayError
+from tests.pools import pool_of, table
 from tests.relay import fetch, running
 from tests.upstream import Answer, Upstream, head, send, silent, status, wait
 
@@ -95,3 +98,56 @@ async def test_a_list_that_does_not_come_ends_by_its_deadline(monkeypatch: pytes
         upstream.script(silent())
         code, body = await get(relay.port)
     assert (code, body["error"]["code"]) == (504, "upstream_timeout")
+
+
+# Several upstreams.
+
+
+def named(*ids: str) -> Answer:
+    return listed([{"id": id, "object": "model", "owned_by": "them"} for id in ids])
+
+
+async def test_all_upstreams_models_are_one_list() -> None:
+    async with Upstream() as asked, Upstream() as told:
+        asked.script(named("shared", "own"))
+        tables = {
+            "told": table(told.base_url, models=["shared", "m"], aliases={"fast": "m"}, priority=1),
+            "asked": table(asked.base_url, aliases={"slow": "own"}),
+        }
+        async with pool_of(tables) as pool:
+            models = {model["id"]: model for model in await pool.models()}
+        assert [*models] == ["slow", "shared", "own", "m", "fast"]
+        assert models["shared"]["owned_by"] == "them", "described by the upstream that would be asked first"
+        assert models["m"] == {"id": "m", "object": "model", "created": 0, "owned_by": "upstream"}
+        assert told.requests == []
+
+
+async def test_an_upstream_that_cannot_be_asked_hides_no_others_models() -> None:
+    async with Upstream() as good, Upstream() as bad, Upstream() as bare:
+        good.script(named("m"))
+        bad.script(status(503))
+        bare.script(status(404))
+        tables = {
+            "bad": table(bad.base_url),
+            "gone": table("http://127.0.0.1:9/v1"),
+            "bare": table(bare.base_url, aliases={"fast": "x"}),
+            "good": table(good.base_url),
+        }
+        async with pool_of(tables) as pool:
+            assert [model["id"] for model in await pool.models()] == ["fast", "m"]
+
+
+async def test_where_none_can_be_asked_the_failure_is_told_before_the_want_of_a_list() -> None:
+    async with Upstream() as bad, Upstream() as bare:
+        bad.script(status(503))
+        bare.script(status(404))
+        async with pool_of({"bare": table(bare.base_url), "bad": table(bad.base_url)}) as pool:
+            with pytest.raises(RelayError) as caught:
+                await Catalogue(pool, "m").models()
+        assert caught.value.problem.upstream_status == 503
+
+
+@pytest.mark.parametrize(("default", "ids"), [("m", ["m"]), ("other", ["m", "other"]), (None, ["m"])])
+async def test_the_default_model_is_listed_once(default: str | None, ids: list[str]) -> None:
+    async with pool_of({"x": table(models=["m"]), "y": table(azure_api_version="1")}) as pool:
+        assert [model["id"] for model in await Catalogue(pool, default).models()] == ids

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import pytest
 
-from app.admission.permits import Caller
+from app.admission.callers import Caller
 from tests.relay import SSE, Connection, Relay, ask, chat, connect, event_of, running, subject, text_of, until
 from tests.upstream import (
     Answer,

@@ -69,6 +69,7 @@ async def test_the_head_is_the_contracts() -> None:
         "cache-control": "no-store, no-transform",
         "x-accel-buffering": "no",
         "x-content-type-options": "nosniff",
+        "cross-origin-resource-policy": "same-origin",
         "x-request-id": "web-1.2:3_x",
         "vary": "Accept, Origin",
         "transfer-encoding": "chunked",

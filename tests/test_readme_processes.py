@@ -21,7 +21,7 @@ from tests.test_readme import README, block_with
 
 async def test_what_began_at_one_process_goes_on_at_another(tmp_path: Path) -> None:
     demo = DemoServer()
-    places = {port: str(free_port()) for port in ("6379", "8001", "8002")}
+    places = {port: str(free_port()) for port in ("6379", "8001", "8002", "9001", "9002")}
     upstream = {"OPENAI_API_KEY": "none", "OPENAI_BASE_URL": await demo.start(), "RELAY_DEFAULT_MODEL": "demo-fast"}
     redis, first, second = block_with("redis-server", "console").strip().splitlines()
     async with contextlib.AsyncExitStack() as stack:

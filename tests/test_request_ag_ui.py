@@ -3,18 +3,30 @@
 import json
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.api.intake import TIMEOUT_HEADERS
+from app.admission.callers import EVERYTHING
 from app.errors import Problem, RelayError
-from app.request.ag_ui import MAX_SKIPPED_TOLD, Admitted, admit, parse
+from app.request.ag_ui import MAX_SKIPPED_TOLD, draft, parse
+from app.request.chat import Chat
+from app.request.draft import admit
 from tests.relay import settings_for
 
 SETTINGS = settings_for("http://127.0.0.1:1/v1", default_model="demo")
 PICTURE = {"type": "data", "value": "aGk=", "mimeType": "image/png"}
 HI = {"id": "1", "role": "user", "content": "hi"}
+
+
+class Admitted(msgspec.Struct):
+    """A chat, and what was noticed on the way to it."""
+
+    chat: Chat
+    call_ids: frozenset[str]
+    skipped: tuple[str, ...]
 
 
 def asked(*messages: object, **fields: object) -> dict[str, object]:
@@ -38,7 +50,8 @@ def user(*parts: object) -> dict[str, object]:
 
 def outcome(body: object) -> Admitted | Problem:
     try:
-        return admit(parse(json.dumps(body).encode()), SETTINGS, {}, TIMEOUT_HEADERS, body_bytes=0)
+        drafted = draft(parse(json.dumps(body).encode()), {}, TIMEOUT_HEADERS, body_bytes=0)
+        return Admitted(admit(drafted.draft, SETTINGS, EVERYTHING), drafted.call_ids, drafted.skipped)
     except RelayError as error:
         return error.problem
 

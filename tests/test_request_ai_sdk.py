@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 
+from app.admission.callers import EVERYTHING
 from app.errors import Problem, RelayError
 from app.request import ai_sdk
 from app.request.chat import LIMITS, Chat
+from app.request.draft import admit
 from tests.ai_sdk import page
 from tests.relay import settings_for
 
@@ -41,7 +43,8 @@ def body(*messages: Object, **fields: object) -> Object:
 def admitted(*messages: Object, **fields: object) -> Chat:
     encoded = json.dumps(body(*messages, **fields)).encode()
     settings = settings_for("http://localhost/v1", default_model="m")
-    return ai_sdk.admit(ai_sdk.parse(encoded), settings, {"idle": 7.0}, NAMES, body_bytes=len(encoded))
+    draft = ai_sdk.draft(ai_sdk.parse(encoded), {"idle": 7.0}, NAMES, body_bytes=len(encoded))
+    return admit(draft, settings, EVERYTHING)
 
 
 def sent(*messages: Object, **fields: object) -> Any:

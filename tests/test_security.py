@@ -274,7 +274,7 @@ from app.request import native
 from app.upstream.client import Upstream
 from app.wire.native import Shape
 
-for owner, name in ((native, "admit"), (Upstream, "open"), (Shape, "encode")):
+for owner, name in ((native, "draft"), (Upstream, "open"), (Shape, "encode")):
     def faulty(*args, _works=getattr(owner, name), _name=name, **more):
         if f"fault in {_name}" in repr(args):
             raise RuntimeError(repr(args) + os.environ["OPENAI_API_KEY"])
@@ -339,14 +339,19 @@ async def told(port: int, **fields: object) -> str:
 @pytest.mark.parametrize("form", ["json", "console"])
 async def test_prompts_answers_and_keys_are_told_to_nobody(tmp_path: Path, form: str) -> None:
     written = bytearray()
-    variables = {"RELAY_LOG_LEVEL": "debug", "RELAY_LOG_FORMAT": form, "RELAY_ATTEMPTS": "2"}
+    variables = {
+        "RELAY_LOG_LEVEL": "debug",
+        "RELAY_LOG_FORMAT": form,
+        "RELAY_ATTEMPTS": "2",
+        "RELAY_BREAKER_FAILURES": "0",
+    }
     async with (
         Upstream() as upstream,
         served(tmp_path, written, OPENAI_BASE_URL=upstream.base_url, **variables) as port,
     ):
         for model, said in SAID.items():
             upstream.script(said, model=model)
-        bodies = {name: await told(port, model=name) for name in (*SAID, "fault in admit", "fault in open")}
+        bodies = {name: await told(port, model=name) for name in (*SAID, "fault in draft", "fault in open")}
         bodies["refused"] = await told(port, bogus=PROMPT)
     assert ANSWER in bodies.pop("good")
     assert bodies.pop("fault in encode").endswith("\r\n\r\n")
@@ -354,7 +359,7 @@ async def test_prompts_answers_and_keys_are_told_to_nobody(tmp_path: Path, form:
         _, _, error = body.partition('"error":')
         assert error, name
         assert not [secret for secret in SECRETS if secret in error], name
-    assert [name for name in bodies if '"code":"internal"' in bodies[name]] == ["fault in admit", "fault in open"]
+    assert [name for name in bodies if '"code":"internal"' in bodies[name]] == ["fault in draft", "fault in open"]
     assert written.count(b"RuntimeError") >= 3
     assert not [secret for secret in SECRETS if secret.encode() in written]
 

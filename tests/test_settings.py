@@ -4,9 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from app import settings as module
-from app.settings import Settings, SettingsError, load, variable
-from app.settings_listing import effective, mask, table
+from app.settings import Settings, SettingsError, load, secrets, variable
+from app.settings.listing import effective, mask, table
 
 ROOT = Path(__file__).parent.parent
 KEY = "sk-proj-0123456789abcd"
@@ -16,7 +15,7 @@ KEY = "sk-proj-0123456789abcd"
 def _own_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Nothing of the developer's own settings; files are those that a test writes."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(module, "SECRETS_FOLDER", tmp_path / "secrets")
+    monkeypatch.setattr(secrets, "SECRETS_FOLDER", tmp_path / "secrets")
     for field in Settings.model_fields:
         monkeypatch.delenv(variable(field), raising=False)
 
@@ -131,7 +130,7 @@ def test_the_table_reads_like_prose() -> None:
 
 @pytest.mark.skipif(not (ROOT / "README.md").exists(), reason="there is no README.md yet")
 def test_the_readme_has_the_table() -> None:
-    """To mend it: python -c 'from app.settings_listing import table; print(table())'."""
+    """To mend it: python -c 'from app.settings.listing import table; print(table())'."""
     _, begun, rest = (ROOT / "README.md").read_text().partition("<!-- settings -->\n")
     block, ended, _ = rest.partition("<!-- /settings -->")
     assert begun, "README.md lacks <!-- settings -->"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from app.admission.permits import Caller
+from app.admission.callers import Caller
 from app.log.sharing import Sharing
 from tests.fleet import Reading
 from tests.redis_server import RedisServer, redis_server

@@ -2,24 +2,9 @@
 
 from typing import Final
 
-import msgspec
-
 from app.errors import RelayError
 
 BUSY_RETRY_SECONDS: Final = 2.0
-
-
-class Caller(msgspec.Struct, frozen=True):
-    """Whom a stream belongs to: a key's name ("" without keys) and a subject, None where the client proved none.
-
-    Two requests without a subject are the same caller: what keeps them apart is that neither can guess an id.
-    """
-
-    key: str
-    subject: str | None
-
-    def may_see(self, owner: "Caller") -> bool:
-        return self.key == owner.key and (owner.subject is None or owner.subject == self.subject)
 
 
 class Permit:

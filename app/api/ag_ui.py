@@ -15,12 +15,12 @@ router = APIRouter()
 @router.post("/ag-ui", summary="Run an agent as AG-UI has it: a generation and its events")
 async def post_run(request: Request) -> Response:
     settings = parts(request).settings
-    visitor = callers.visitor(request)
+    visitor = await callers.visitor(request)
     intake.require_json(request)
     body = await intake.read_body(request, settings)
     asked = requests.parse(body)
-    admitted = requests.admit(asked, settings, intake.timeouts(request), intake.TIMEOUT_HEADERS, body_bytes=len(body))
-    run = Run(asked.thread_id, asked.run_id, asked.parent_run_id, admitted.call_ids, admitted.skipped)
+    drafted = requests.draft(asked, intake.timeouts(request), intake.TIMEOUT_HEADERS, body_bytes=len(body))
+    run = Run(asked.thread_id, asked.run_id, asked.parent_run_id, drafted.call_ids, drafted.skipped)
     chosen = asked.properties.on_disconnect
-    opened = await opening.begin(request, visitor, admitted.chat, body, chosen=chosen, waits=False)
+    opened = await opening.begin(request, visitor, drafted.draft, body, chosen=chosen, waits=False)
     return opening.stream(request, opened, Events(run), hold_s=settings.hold_status_seconds)

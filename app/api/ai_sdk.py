@@ -20,14 +20,14 @@ router = APIRouter(prefix="/api/chat")
 @router.post("", summary="A chat's next answer, as the AI SDK's UI message stream")
 async def post_chat(request: Request) -> Response:
     app = parts(request)
-    visitor = callers.visitor(request)
+    visitor = await callers.visitor(request)
     intake.require_json(request)
     body = await intake.read_body(request, app.settings)
     asked = requests.parse(body)
-    chat = requests.admit(asked, app.settings, intake.timeouts(request), intake.TIMEOUT_HEADERS, body_bytes=len(body))
+    draft = requests.draft(asked, intake.timeouts(request), intake.TIMEOUT_HEADERS, body_bytes=len(body))
     # A first visitor comes back with the cookie of this very answer; but a key must have an owner before it.
     owner = visitor if intake.idempotency_key(request) else visitor.settled()
-    opened = await opening.begin(request, owner, chat, body, chosen=asked.on_disconnect, waits=True)
+    opened = await opening.begin(request, owner, draft, body, chosen=asked.on_disconnect, waits=True)
     message_id = asked.continued_id or opened.stream.id
     app.fleet.chat_begun(asked.id, opened.stream, message_id)
     # Who has the cookie finds the answer by the chat's id, also when the page is loaded again before the head has left.
@@ -37,7 +37,7 @@ async def post_chat(request: Request) -> Response:
 
 @router.get("/{chat_id}/stream", summary="The answer that a chat waits for, from its beginning")
 async def get_stream(request: Request, chat_id: str) -> Response:
-    waiting = await parts(request).fleet.chat(chat_id, callers.visitor(request).caller)
+    waiting = await parts(request).fleet.chat(chat_id, await callers.caller(request))
     if waiting is None or not waiting[0].resumable:
         return Response(status_code=204, headers=NO_STORE)  # the SDK takes all else but a stream for a failure
     return _response(request, await opening.attach(request, waiting[0], -1), waiting[1], hold_s=0)
@@ -47,7 +47,7 @@ async def get_stream(request: Request, chat_id: str) -> Response:
 async def delete_stream(request: Request, chat_id: str) -> Response:
     app = parts(request)
     callers.guard(request, app.settings.cors_origins, proof=False)
-    if waiting := await app.fleet.chat(chat_id, callers.visitor(request).caller):
+    if waiting := await app.fleet.chat(chat_id, await callers.caller(request)):
         await app.fleet.cancel_found(waiting[0])
     return JSONResponse({"id": chat_id}, 202, NO_STORE)
 

@@ -65,7 +65,7 @@ def _document(app: FastAPI) -> dict[str, Any]:
 
 def _query_parameters(schemas: dict[str, Any]) -> list[dict[str, Any]]:
     fields = schemas["ChatRequest"]["properties"]
-    names = ("message", "model", "system", "temperature", "max_tokens", "on_disconnect")
+    names = ("message", "profile", "model", "system", "temperature", "max_tokens", "on_disconnect")
     return [{"name": name, "in": "query", "required": name == "message", "schema": fields[name]} for name in names]
 
 

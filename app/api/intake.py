@@ -8,8 +8,9 @@ import msgspec
 from starlette.requests import Request
 
 from app.errors import invalid_request
-from app.request.chat import LIMITS, OnDisconnect
+from app.request.chat import LIMITS
 from app.settings import Settings
+from app.settings.tables import OnDisconnect
 
 _CURSOR: Final = re.compile(r"(s_[0-9a-f]{32})\.(0|[1-9][0-9]{0,9})", re.ASCII)
 _SEQ: Final = re.compile(r"-1|0|[1-9][0-9]{0,9}", re.ASCII)

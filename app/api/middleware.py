@@ -18,6 +18,9 @@ _SANE: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}", re.ASCII)
 OPENINGS: Final = ("/chat/stream", "/v1/chat/completions", "/api/chat", "/ag-ui")
 """Where streams begin: a herd of them waits its turn here, so that probes and stops pass it."""
 
+SECURITY_HEADERS: Final = ((b"x-content-type-options", b"nosniff"), (b"cross-origin-resource-policy", b"same-origin"))
+"""Of every answer: it is what it says it is, and no page elsewhere takes it in as a picture or a script."""
+
 PROBES: Final = ("/healthz", "/readyz")
 """Asked by address, not by name, and they tell no secrets."""
 
@@ -46,7 +49,7 @@ class Edge:
             if message["type"] == "http.response.start":
                 started = True
                 message["headers"].append((b"x-request-id", request_id.encode("ascii")))
-                message["headers"].append((b"x-content-type-options", b"nosniff"))
+                message["headers"] += SECURITY_HEADERS
             await send(message)
 
         try:
@@ -55,7 +58,7 @@ class Edge:
         except RelayError as error:
             await self._answer(error, scope, receive, send_identified)
         except Exception:
-            logger.exception("internal", request_id=request_id, path=scope["path"][:200])
+            logger.exception("internal", request_id=request_id, path=ascii(scope["path"][:200]))
             if started:
                 raise
             fault = RelayError("internal", "a fault of the relay; quote the request id", phase="relay")

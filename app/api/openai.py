@@ -19,12 +19,12 @@ router = APIRouter(prefix="/v1")
 @router.post("/chat/completions", summary="A chat completion as OpenAI has it, streamed or not")
 async def post_completion(request: Request) -> Response:
     settings = parts(request).settings
-    visitor = callers.visitor(request)
+    visitor = await callers.visitor(request)
     intake.require_json(request)
     body = await intake.read_body(request, settings)
     asked = requests.parse(body)
-    chat = requests.admit(asked, settings, intake.timeouts(request), intake.TIMEOUT_HEADERS, body_bytes=len(body))
-    opened = await opening.begin(request, visitor, chat, body, chosen=None, waits=False)
+    draft = requests.draft(asked, intake.timeouts(request), intake.TIMEOUT_HEADERS, body_bytes=len(body))
+    opened = await opening.begin(request, visitor, draft, body, chosen=None, waits=False)
     encoder = Chunks(opened.stream.request_id)
     kind = StreamResponse if asked.stream else CollectedResponse
     return opening.stream(request, opened, encoder, hold_s=settings.hold_status_seconds, kind=kind)

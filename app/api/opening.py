@@ -11,13 +11,15 @@ from app.api import intake
 from app.api.callers import Visitor
 from app.api.response import StreamResponse, manners
 from app.catalogue import Catalogue
+from app.door.doorkeeper import Doorkeeper
 from app.errors import invalid_request
 from app.fleet import Fleet, Found
-from app.idempotency import Key
 from app.log.reader import Reader
+from app.order import Key, Order
 from app.request import chat as requests
-from app.request.chat import Chat, OnDisconnect
+from app.request.draft import Draft, admit
 from app.settings import Settings
+from app.settings.tables import OnDisconnect
 from app.stream import Stream
 from app.streams import Streams
 from app.wire.dialect import CONTENT_TYPE, Encoder
@@ -32,6 +34,7 @@ class Parts(msgspec.Struct, frozen=True):
     streams: Streams
     fleet: Fleet
     catalogue: Catalogue
+    doorkeeper: Doorkeeper
 
 
 class Opened(msgspec.Struct, frozen=True):
@@ -48,18 +51,22 @@ def parts(request: Request) -> Parts:
 
 
 async def begin(
-    request: Request, visitor: Visitor, chat: Chat, body: bytes, *, chosen: OnDisconnect | None, waits: bool
+    request: Request, visitor: Visitor, draft: Draft, body: bytes, *, chosen: OnDisconnect | None, waits: bool
 ) -> Opened:
-    """Raises what `Fleet.begin` and `linger_s` raise. `waits`: a generation without a reader is not stopped at once,
-    unless the client has chosen otherwise.
+    """Raises what `admit`, `linger_s` and `Fleet.begin` raise. `waits`: a generation without a reader is not stopped at
+    once, unless the client or the profile has chosen otherwise.
     """
     app = parts(request)
+    chat = admit(draft, app.settings, visitor.grant)
     key = _key(request, visitor, body)
     linger_s = requests.linger_s(
-        chosen or intake.on_disconnect(request), app.settings, default="wait" if waits or key else "cancel"
+        chosen or intake.on_disconnect(request),
+        app.settings,
+        default="wait" if waits or key else "cancel",
+        pinned=chat.on_disconnect,
     )
     request_id = request.scope["state"]["request_id"]
-    begun, reader = await app.fleet.begin(chat, visitor.caller, request_id=request_id, linger_s=linger_s, key=key)
+    begun, reader = await app.fleet.begin(Order(chat, visitor.caller, request_id, linger_s, key))
     return Opened(begun, reader, key is not None, visitor.set_cookie)
 
 
@@ -90,7 +97,7 @@ def stream(
         opened.reader,
         encoder,
         manners(app.settings),
-        app.streams.turns,
+        app.streams.means.turns,
         hold_s=hold_s,
         known=opened.known,
         headers=own | cookie | dict(headers or {}),

@@ -81,7 +81,7 @@ _FILES: Final = {name: read(name) for name in (PAGE, *FILES)}
 async def page(request: Request) -> Response:
     """Makes the browser's subject known: streams that a page begins at once would each be given another cookie."""
     response = _answer(request, PAGE)
-    if cookie := callers.visitor(request).set_cookie:
+    if cookie := callers.cookie_of_stranger(request):
         response.headers["set-cookie"] = cookie
     return response
 

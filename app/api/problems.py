@@ -35,6 +35,7 @@ def answer(problem: Problem, *, events: bool) -> Response:
         headers["retry-after"] = str(math.ceil(problem.retry_after_s))
     if not problem.retryable:
         headers["x-should-retry"] = "false"
+    headers.update(problem.headers)
     if events:
         return Response(native.failure(problem), problem.status, headers, CONTENT_TYPE)
     body = json.dumps({"error": problem.as_json()}, separators=(",", ":"))
@@ -48,7 +49,7 @@ def identified(problem: Problem, request: Request) -> Problem:
 async def relay_error(request: Request, error: Exception) -> Response:
     """For a failure that was raised before there was a stream. It makes a subject known as every first answer does."""
     made = answer(identified(cast(RelayError, error).problem, request), events=wants_events(request))
-    if cookie := callers.visitor(request).set_cookie:
+    if cookie := callers.cookie_of_stranger(request):
         made.headers["set-cookie"] = cookie
     return made
 

@@ -15,7 +15,7 @@ from app.request import native as requests
 from app.request.native import ChatRequest
 from app.wire import native
 
-QUERY_FIELDS: Final = ("message", "model", "system", "temperature", "max_tokens")
+QUERY_FIELDS: Final = ("message", "profile", "model", "system", "temperature", "max_tokens")
 
 router = APIRouter()
 
@@ -23,7 +23,7 @@ router = APIRouter()
 @router.post("/chat/stream", summary="Start a generation and stream it, or attach to one")
 async def post_stream(request: Request) -> Response:
     app = parts(request)
-    visitor = callers.visitor(request)
+    visitor = await callers.visitor(request)
     intake.require_json(request)
     if cursor := intake.last_event_id(request):
         found = await app.fleet.find(cursor.stream_id, visitor.caller)
@@ -38,7 +38,9 @@ async def get_stream(request: Request) -> Response:
     callers.guard(request, app.settings.cors_origins, proof=True)
     if cursor := intake.last_event_id(request):
         return await _replay(request, cursor.stream_id, cursor.seq)
-    return await _begin(request, callers.visitor(request), _query(request), request.scope["query_string"], hold_s=0)
+    return await _begin(
+        request, await callers.visitor(request), _query(request), request.scope["query_string"], hold_s=0
+    )
 
 
 @router.get("/chat/stream/{stream_id}", summary="Attach to a stream, from a cursor on")
@@ -49,7 +51,7 @@ async def get_stream_by_id(request: Request, stream_id: str) -> Response:
 @router.get("/chat/stream/{stream_id}/result", summary="What there is of an answer by now")
 async def get_result(request: Request, stream_id: str) -> Response:
     fleet = parts(request).fleet
-    found = await fleet.find(stream_id, callers.visitor(request).caller)
+    found = await fleet.find(stream_id, await callers.caller(request))
     return JSONResponse(result(await fleet.account(found)), headers=NO_STORE)
 
 
@@ -58,7 +60,7 @@ async def get_result(request: Request, stream_id: str) -> Response:
 async def cancel(request: Request, stream_id: str) -> Response:
     app = parts(request)
     callers.guard(request, app.settings.cors_origins, proof=False)
-    await app.fleet.cancel(stream_id, callers.visitor(request).caller)
+    await app.fleet.cancel(stream_id, await callers.caller(request))
     return JSONResponse({"id": stream_id}, 202, NO_STORE)
 
 
@@ -82,15 +84,15 @@ async def readyz(request: Request) -> Response:
 async def _begin(
     request: Request, visitor: callers.Visitor, asked: ChatRequest, body: bytes, *, hold_s: float
 ) -> Response:
-    chat = requests.admit(asked, parts(request).settings, body_bytes=len(body))
+    draft = requests.draft(asked, body_bytes=len(body))
     waits = _ids(request) or request.method == "GET"
-    opened = await opening.begin(request, visitor, chat, body, chosen=asked.on_disconnect, waits=waits)
+    opened = await opening.begin(request, visitor, draft, body, chosen=asked.on_disconnect, waits=waits)
     return _response(request, opened, hold_s=hold_s)
 
 
 async def _replay(request: Request, stream_id: str, after: int) -> Response:
     fleet = parts(request).fleet
-    found = await fleet.find(stream_id, callers.visitor(request).caller)
+    found = await fleet.find(stream_id, await callers.caller(request))
     if fleet.over(found, after):
         return Response(status_code=204, headers=NO_STORE)
     return _response(request, await opening.attach(request, found, after))

@@ -12,6 +12,8 @@ import json
 import math
 from collections.abc import Sequence
 
+import msgspec
+
 from app.decode import tolerant
 from app.decode.fields import Chunk, ToolPart
 from app.decode.text import without_lone_surrogates
@@ -20,6 +22,8 @@ from app.events import Delta, Passed, Piece, Reasoning, Refusal, ToolCall
 
 Object = dict[str, object]
 
+_FIELDS = msgspec.json.Decoder(dict[str, msgspec.Raw])
+
 UNREADABLE = "upstream sent a chunk that cannot be passed on"
 
 MAX_HELD_BACK = 64
@@ -27,10 +31,11 @@ MAX_HELD_BACK = 64
 
 
 class Passage:
-    """`usage`: whether the client asked for the chunk that holds nothing but usage."""
+    """`usage`: whether the client asked for the chunk that holds nothing but usage. `model`: its name to the client."""
 
-    def __init__(self, *, usage: bool) -> None:
+    def __init__(self, *, usage: bool, model: str | None = None) -> None:
         self._usage = usage
+        self._model = None if model is None else msgspec.Raw(msgspec.json.encode(model))
         self._held_back: list[Passed] = []
         self._last = b"{}"
 
@@ -87,11 +92,19 @@ class Passage:
         return chunk.choices is not None
 
     def _entries(self, payload: bytes, pieces: Sequence[Piece]) -> list[Passed]:
+        if self._model is not None:
+            payload = _renamed(payload, self._model)
         self._last = payload
         if not pieces:
             return [Passed(payload, None)]
         first, *more = pieces
         return [Passed(payload, first), *(Passed(b"", piece) for piece in more)]
+
+
+def _renamed(payload: bytes, model: msgspec.Raw) -> bytes:
+    """All other values stay the bytes that they were."""
+    fields = _FIELDS.decode(payload)
+    return msgspec.json.encode(fields | {"model": model}) if "model" in fields else payload
 
 
 def _is_utf8(payload: bytes) -> bool:

@@ -45,7 +45,7 @@ class Decoder:
     ) -> None:
         self._max_event_bytes = limits.max_event_bytes
         self._answer = Answer(limits, choices=passing.choices if passing else 1)
-        self._chunks = Passage(usage=passing.usage) if passing else None
+        self._chunks = Passage(usage=passing.usage, model=passing.model) if passing else None
         self._passed: list[Passed] = []
         self._encoded: ContentDecoder = Identity()
         media_type = (content_type or "").partition(";")[0].strip().lower()

@@ -12,12 +12,11 @@ import msgspec
 from pydantic import BeforeValidator, ConfigDict, Field, ValidationError
 
 from app.errors import invalid_request
-from app.request import chat
-from app.request.ag_ui_messages import INSTRUCTING, AnyMessage, Known, call_ids, conversation
-from app.request.chat import Chat
+from app.request.ag_ui_messages import AnyMessage, Known, call_ids, conversation
+from app.request.chat import INSTRUCTING
+from app.request.draft import Draft
 from app.request.faults import refusal, unknown_among
 from app.request.fields import Object, Parameters
-from app.settings import Settings
 
 CONTEXT: Final = "Context from the application:"
 
@@ -71,10 +70,10 @@ class RunInput(Known):
         return self.forwarded_props or Properties()
 
 
-class Admitted(msgspec.Struct, frozen=True):
-    """The chat; the ids of the tool calls in its messages; the paths of what was left out of them, or the first."""
+class Drafted(msgspec.Struct, frozen=True):
+    """The request; the ids of the tool calls in its messages; the paths of what was left out of them, or the first."""
 
-    chat: Chat
+    draft: Draft
     call_ids: frozenset[str]
     skipped: tuple[str, ...]
 
@@ -87,29 +86,26 @@ def parse(body: bytes) -> RunInput:
         raise refusal(error, lambda loc: unknown_among(RunInput.model_fields, loc[-1])) from None
 
 
-def admit(
-    request: RunInput, settings: Settings, timeouts: Mapping[str, float], names: Mapping[str, str], *, body_bytes: int
-) -> Admitted:
-    """`timeouts` came as headers, whose `names` errors use.
-
-    Raises 422 above a cap, without a model and without a message.
-    """
+def draft(request: RunInput, timeouts: Mapping[str, float], names: Mapping[str, str], *, body_bytes: int) -> Drafted:
+    """`timeouts` came as headers, whose `names` errors use; raises 422 without a message."""
     properties = request.properties
-    model = chat.chosen_model(properties.model, settings, param="forwardedProps.model")
     said, skipped = conversation(request.messages)
-    messages = properties.with_system(_with_context(said, request.context or []))
-    if not messages:
+    messages = _with_context(said, request.context or [])
+    if not messages and properties.system is None:
         raise invalid_request("messages: there is none for a model", param="messages")
     tools = [*(tool.sent() for tool in request.tools or []), *(properties.tools or [])]
-    payload = properties.payload() | ({"tools": tools} if tools else {}) | {"model": model, "messages": messages}
-    admitted = Chat(
-        model=model,
-        payload=payload,
-        limits=chat.limits(timeouts, settings, names),
-        prompt_bytes=chat.text_bytes(messages),
+    made = Draft(
+        messages=messages,
+        parameters=properties.payload() | ({"tools": tools} if tools else {}),
+        system=properties.system,
+        model=properties.model,
+        profile=properties.profile,
+        limits=timeouts,
+        limit_names=names,
         body_bytes=body_bytes,
+        prefix="forwardedProps.",
     )
-    return Admitted(admitted, call_ids(request.messages), tuple(skipped[:MAX_SKIPPED_TOLD]))
+    return Drafted(made, call_ids(request.messages), tuple(skipped[:MAX_SKIPPED_TOLD]))
 
 
 def _with_context(messages: list[Object], context: list[Context]) -> list[Object]:

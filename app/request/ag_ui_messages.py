@@ -10,9 +10,9 @@ from typing import Annotated, Any, Final
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator
 from pydantic.alias_generators import to_camel
 
+from app.request.chat import INSTRUCTING
 from app.request.fields import Object
 
-INSTRUCTING: Final = ("system", "developer")
 AUDIO_FORMATS: Final = {"mpeg": "mp3", "wave": "wav", "x-wav": "wav", "vnd.wave": "wav"}
 """Where OpenAI's name of a format is not the second half of its media type."""
 

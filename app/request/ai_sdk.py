@@ -6,12 +6,10 @@ from typing import Annotated, Final, Literal
 
 from pydantic import AfterValidator, Field, ValidationError
 
-from app.request import chat
-from app.request.chat import Chat
+from app.request.draft import Draft
 from app.request.faults import refusal, unknown_among
 from app.request.fields import Parameters
 from app.request.ui_messages import UIMessage, converted
-from app.settings import Settings
 
 _CHAT_ID: Final = re.compile(r"(?!\.{1,2}$)[!-.0-~]{1,128}", re.ASCII)
 
@@ -55,18 +53,15 @@ def parse(body: bytes) -> ChatBody:
         raise refusal(error, lambda loc: unknown_among(KNOWN, loc[-1])) from None
 
 
-def admit(
-    request: ChatBody, settings: Settings, timeouts: Mapping[str, float], names: Mapping[str, str], *, body_bytes: int
-) -> Chat:
-    """`timeouts` came as headers, whose `names` errors use; raises 422 for parts that cannot be sent, without a model
-    and above a cap.
-    """
-    model = chat.chosen_model(request.model, settings)
-    messages = request.with_system(converted(request.messages))
-    return Chat(
-        model=model,
-        payload=request.payload() | {"model": model, "messages": messages},
-        limits=chat.limits(timeouts, settings, names),
-        prompt_bytes=chat.text_bytes(messages),
+def draft(request: ChatBody, timeouts: Mapping[str, float], names: Mapping[str, str], *, body_bytes: int) -> Draft:
+    """`timeouts` came as headers, whose `names` errors use; raises 422 for parts that cannot be sent."""
+    return Draft(
+        messages=converted(request.messages),
+        parameters=request.payload(),
+        system=request.system,
+        model=request.model,
+        profile=request.profile,
+        limits=timeouts,
+        limit_names=names,
         body_bytes=body_bytes,
     )

@@ -2,15 +2,18 @@
 
 import math
 from collections.abc import Mapping
-from typing import Final, Literal
+from typing import Final
 
 import msgspec
 
+from app.admission.callers import EVERYTHING, Grant
 from app.errors import RelayError, invalid_request
 from app.events import Passing
 from app.settings import Settings
+from app.settings.tables import OnDisconnect
 
-OnDisconnect = Literal["cancel", "wait", "continue"]
+INSTRUCTING: Final = ("system", "developer")
+"""Roles whose messages tell the model what it is to be."""
 
 LIMITS: Final = ("connect", "first_token", "idle", "total")
 
@@ -25,7 +28,10 @@ class Limits(msgspec.Struct, frozen=True, gc=False):
 
 
 class Chat(msgspec.Struct, frozen=True):
-    """A request that was found good. `payload` is what upstream gets, without the fields that are the relay's."""
+    """A request that was found good. `payload` is what upstream gets, without the fields that are the relay's.
+
+    `on_disconnect` is the profile's word, `webhook_text` whether the webhook is told the answer as well.
+    """
 
     model: str
     payload: dict[str, object]
@@ -33,14 +39,10 @@ class Chat(msgspec.Struct, frozen=True):
     prompt_bytes: int
     body_bytes: int
     passing: Passing | None = None
-
-
-def chosen_model(asked: str | None, settings: Settings, *, param: str = "model") -> str:
-    """Raises 422 where neither the client nor the operator names one."""
-    model = asked or settings.default_model
-    if model is None:
-        raise invalid_request(f"name a `{param}`: this relay has no default model", param=param)
-    return model
+    profile: str | None = None
+    grant: Grant = EVERYTHING
+    on_disconnect: OnDisconnect | None = None
+    webhook_text: bool = False
 
 
 def limits(asked: Mapping[str, float], settings: Settings, names: Mapping[str, str]) -> Limits:
@@ -51,17 +53,21 @@ def limits(asked: Mapping[str, float], settings: Settings, names: Mapping[str, s
     return Limits(**{limit: _limit(limit, asked.get(limit), settings, names[limit]) for limit in LIMITS})
 
 
-def linger_s(chosen: OnDisconnect | None, settings: Settings, *, default: OnDisconnect) -> float:
-    """The policy as the number it is: how long a generation runs on unread.
+def linger_s(
+    chosen: OnDisconnect | None, settings: Settings, *, default: OnDisconnect, pinned: OnDisconnect | None = None
+) -> float:
+    """The policy as the number it is: how long a generation runs on unread. `pinned` is the profile's word.
 
-    Raises `forbidden` for `continue` without the operator's permission.
+    Raises `forbidden` for `continue` without the operator's permission, and 422 against the profile.
     """
-    match chosen or default:
+    if pinned is not None and chosen not in (None, pinned):
+        raise invalid_request("`on_disconnect` is set by the profile: leave it out", param="on_disconnect")
+    match pinned or chosen or default:
         case "cancel":
             return 0.0
         case "wait":
             return settings.wait_seconds
-        case "continue" if settings.allow_continue:
+        case "continue" if settings.allow_continue or pinned:
             return math.inf
         case _:
             message = "on_disconnect `continue` is not permitted here; `wait` and `cancel` are"

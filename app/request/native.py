@@ -4,11 +4,10 @@ from typing import Annotated, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from app.request import chat
-from app.request.chat import LIMITS, Chat
+from app.request.chat import LIMITS
+from app.request.draft import Draft
 from app.request.faults import refusal, unknown_among
 from app.request.fields import Object, Parameters, Value
-from app.settings import Settings
 
 LIMIT_NAMES: Final = {limit: f"timeouts.{limit}" for limit in LIMITS}
 
@@ -67,16 +66,15 @@ def parse_fields(fields: dict[str, object]) -> ChatRequest:
         raise refusal(error, _unknown) from None
 
 
-def admit(request: ChatRequest, settings: Settings, *, body_bytes: int) -> Chat:
-    """What the operator makes of a request: its model and limits; raises 422 without a model or above a cap."""
-    model = chat.chosen_model(request.model, settings)
-    messages = request.with_system(_messages(request))
-    asked = {} if request.timeouts is None else request.timeouts.model_dump(exclude_none=True)
-    return Chat(
-        model=model,
-        payload=request.payload() | {"model": model, "messages": messages},
-        limits=chat.limits(asked, settings, LIMIT_NAMES),
-        prompt_bytes=chat.text_bytes(messages),
+def draft(request: ChatRequest, *, body_bytes: int) -> Draft:
+    return Draft(
+        messages=_messages(request),
+        parameters=request.payload(),
+        system=request.system,
+        model=request.model,
+        profile=request.profile,
+        limits={} if request.timeouts is None else request.timeouts.model_dump(exclude_none=True),
+        limit_names=LIMIT_NAMES,
         body_bytes=body_bytes,
     )
 

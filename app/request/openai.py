@@ -6,11 +6,9 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from app.events import Passing
-from app.request import chat
-from app.request.chat import Chat
+from app.request.draft import Draft
 from app.request.faults import refusal, unknown_among
 from app.request.fields import Name, Object, Value
-from app.settings import Settings
 
 MAX_CHOICES = 128
 """OpenAI's own limit of `n`."""
@@ -33,6 +31,7 @@ class CompletionRequest(BaseModel):
 
     messages: Annotated[list[Object], Field(min_length=1, fail_fast=True)]
     model: Name | None = Field(None, description="else the relay's default model")
+    profile: Name | None = Field(None, description="what the server has decided about chats of this name")
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
@@ -46,24 +45,21 @@ def parse(body: bytes) -> CompletionRequest:
         raise refusal(error, lambda loc: unknown_among(CompletionRequest.model_fields, loc[-1])) from None
 
 
-def admit(
-    request: CompletionRequest,
-    settings: Settings,
-    timeouts: Mapping[str, float],
-    names: Mapping[str, str],
-    *,
-    body_bytes: int,
-) -> Chat:
-    """`timeouts` came as headers, whose `names` errors use; raises 422 without a model or above a cap."""
-    model = chat.chosen_model(request.model, settings)
+def draft(
+    request: CompletionRequest, timeouts: Mapping[str, float], names: Mapping[str, str], *, body_bytes: int
+) -> Draft:
+    """`timeouts` came as headers, whose `names` errors use."""
     options = request.stream_options
     # A whole completion has always said what it used.
     usage = not request.stream or (options is not None and bool(options.include_usage))
-    return Chat(
-        model=model,
-        payload=request.model_dump(exclude={"stream"}, exclude_unset=True) | {"model": model},
-        limits=chat.limits(timeouts, settings, names),
-        prompt_bytes=chat.text_bytes(request.messages),
+    return Draft(
+        messages=request.messages,
+        parameters=request.model_dump(exclude={"stream", "messages", "model", "profile"}, exclude_unset=True),
+        system=None,
+        model=request.model,
+        profile=request.profile,
+        limits=timeouts,
+        limit_names=names,
         body_bytes=body_bytes,
         passing=Passing(usage=usage, choices=request.n or 1),
     )

@@ -4,7 +4,6 @@ import logging
 import sys
 import traceback
 
-import stamina.instrumentation
 import structlog
 
 from app.settings import Settings
@@ -52,5 +51,3 @@ def configure(settings: Settings) -> None:
     # These log what passes through them at DEBUG, prompts and answers, and a line for each request at INFO.
     for name in ("sse_starlette", "openai", "httpx2", "aiohttp"):
         logging.getLogger(name).setLevel(max(level, logging.WARNING))
-    # stamina's own hooks log the failure's words, which may be upstream's.
-    stamina.instrumentation.set_on_retry_hooks([])

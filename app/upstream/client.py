@@ -1,4 +1,4 @@
-"""The only user of AsyncOpenAI: it builds the request (auth, URL, headers) and names what went wrong.
+"""One upstream, by AsyncOpenAI: it builds the request (auth, URL, headers), and here is named what went wrong.
 
 Its own stream class is not used: reading the body ourselves costs a thirtieth per token, and the SDK's parser takes a
 cut stream for a whole one. Its retries are off: they sleep in our process and know nothing of the caller's limits.
@@ -6,32 +6,24 @@ cut stream for a whole one. Its retries are off: they sleep in our process and k
 
 import asyncio
 import contextlib
-import json
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from typing import Any, Final, cast
 
 import httpx2
 import openai
-from openai import AsyncOpenAI
-from openai._types import Omit
 
 from app.decode import from_status
 from app.errors import RelayError
-from app.upstream.transport import Body, Transport, on_sent
+from app.upstream.listing import Model, read_models
+from app.upstream.sdk import DEPLOYMENT, Service, client_of, headers_of
+from app.upstream.transport import Body, on_sent
 
 FINISH_SECONDS: Final = 0.1
 """How long the end of a finished answer is waited for: a body read to its end lets its connection be used again."""
 
 MODELS_SECONDS: Final = 10.0
-MAX_MODELS_BYTES: Final = 8 * 1024 * 1024
-
-_TELLTALES: Final = ("Arch", "Async", "Lang", "OS", "Package-Version", "Runtime", "Runtime-Version", "Retry-Count")
-_HEADERS: Final[dict[str, str | Omit]] = {
-    "Accept": "text/event-stream",
-    "Accept-Encoding": "identity",
-    **{f"X-Stainless-{name}": Omit() for name in _TELLTALES},
-}
+PROXY_AUTHENTICATION_REQUIRED: Final = 407
 
 
 class Answer:
@@ -55,16 +47,20 @@ class Answer:
 class Upstream:
     """One OpenAI-compatible service."""
 
-    def __init__(self, base_url: str, api_key: str | None, *, user_agent: str) -> None:
-        self._bodies = Transport()
-        self._headers: Final = _HEADERS | {"User-Agent": user_agent} | ({} if api_key else {"Authorization": Omit()})
-        self._client = AsyncOpenAI(
-            api_key=api_key or "none",
-            base_url=base_url,
-            max_retries=0,
-            http_client=httpx2.AsyncClient(transport=self._bodies, follow_redirects=False, trust_env=False),
-        )
-        self._asks_usage = True
+    def __init__(self, service: Service) -> None:
+        self._service: Final = service
+        self._headers: Final = headers_of(service)
+        self._client: Final = client_of(service)
+        self._asks_usage = service.asks_usage
+
+    def may_serve(self, model: str) -> bool:
+        """Whether a model of this name can be asked for at all."""
+        return self._service.azure_api_version is None or DEPLOYMENT.fullmatch(model) is not None
+
+    @property
+    def has_list(self) -> bool:
+        """Azure lists the models that could be deployed, not the deployments that can be asked for."""
+        return self._service.azure_api_version is None
 
     async def open(self, payload: dict[str, object], *, connect_s: float, sent: Callable[[], None]) -> Answer:
         """Asks for a streamed answer and returns when its head is there; `sent` is called when the request has left.
@@ -82,13 +78,13 @@ class Upstream:
         self._asks_usage = False  # only now is it known that the field was at fault, and not the name of a model
         return answer
 
-    async def models(self) -> list[dict[str, Any]]:
+    async def models(self) -> list[Model]:
         """Upstream's own list of its models. Raises `RelayError` as `open` does."""
         try:
             async with asyncio.timeout(MODELS_SECONDS):
                 answer = await self._ask(lambda: self._get("/models"))
                 try:
-                    return _models(await _whole(answer))
+                    return await read_models(answer.read)
                 finally:
                     answer.close()
         except TimeoutError:
@@ -100,7 +96,7 @@ class Upstream:
     async def _open(
         self, payload: dict[str, object], connect_s: float, sent: Callable[[], None], *, ask_usage: bool
     ) -> Answer:
-        body = payload | {"stream": True}
+        body = payload | self._service.body | {"stream": True}
         asked = body.pop("stream_options", None)
         if ask_usage:
             body["stream_options"] = (asked if isinstance(asked, dict) else {}) | {"include_usage": True}
@@ -115,6 +111,8 @@ class Upstream:
             response = await request()
         except openai.APIStatusError as error:
             refused = error.response
+            if refused.status_code == PROXY_AUTHENTICATION_REQUIRED:
+                raise _lost(httpx2.ConnectError("upstream cannot be reached through the proxy")) from None
             after = refused.headers.get("retry-after")
             raise from_status(refused.status_code, refused.content, after, now=datetime.now(UTC)) from None
         except openai.APITimeoutError:
@@ -143,27 +141,6 @@ class Upstream:
         return cast(httpx2.Response, response)
 
 
-async def _whole(answer: Answer) -> bytes:
-    kept = bytearray()
-    while piece := await answer.read():
-        kept += piece
-        if len(kept) > MAX_MODELS_BYTES:
-            raise RelayError("upstream_protocol", "upstream sent a list of models that is too long")
-    return bytes(kept)
-
-
-def _models(body: bytes) -> list[dict[str, Any]]:
-    """OpenAI's list, or the bare array that some services send."""
-    try:
-        document: Any = json.loads(body, parse_constant=lambda _: None)
-        models = document["data"] if isinstance(document, dict) else document
-        if not isinstance(models, list):
-            raise TypeError(models)
-        return [model for model in models if isinstance(model, dict) and isinstance(model.get("id"), str)]
-    except (ValueError, LookupError, TypeError, RecursionError):
-        raise RelayError("upstream_protocol", "upstream sent no list of models") from None
-
-
 def _has_options(payload: dict[str, object]) -> bool:
     """Whether the caller sent options of its own: a refusal may be of them, and then it is the caller's."""
     options = payload.get("stream_options")
@@ -178,7 +155,9 @@ def _refuses_usage(error: RelayError) -> bool:
 def _lost(cause: BaseException | None) -> RelayError:
     match cause:
         case httpx2.ConnectError():
-            return RelayError("upstream_unavailable", "upstream cannot be reached", phase="connect")
+            return RelayError(
+                "upstream_unavailable", str(cause), phase="connect"
+            )  # the transport's words, not aiohttp's
         case httpx2.RemoteProtocolError():
             return RelayError("upstream_protocol", "upstream does not speak HTTP")
         case _:

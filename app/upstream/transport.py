@@ -9,6 +9,7 @@ ours to limit, and the body of an error answer is read here, capped, so that not
 import asyncio
 import io
 import socket
+import ssl
 from collections.abc import AsyncIterator, Callable
 from contextvars import ContextVar
 from types import SimpleNamespace
@@ -16,11 +17,13 @@ from typing import Any, Final
 
 import aiohttp
 import httpx2
-from aiohttp.client_reqrep import ConnectionKey
+from aiohttp.client_proto import ResponseHandler
+from aiohttp.client_reqrep import ClientRequest, ConnectionKey
 from aiohttp.connector import Connection
 from aiohttp.tracing import Trace
 
 from app.errors import RelayError
+from app.upstream.egress import Egress
 
 READ_BYTES: Final = 16 * 1024
 """One turn's worth of a body, and the sockets' receive buffer: what a flooding upstream can make us hold."""
@@ -69,8 +72,10 @@ class Body(httpx2.AsyncByteStream):
         """Closes the connection; gives it back to the pool when the body was read to its end."""
         if self._content.at_eof():
             self._response.release()
-        else:
-            self._response.close()
+            return
+        if self._protocol is not None:
+            self._protocol.abort()  # a good-bye in TLS would wait for upstream's, which goes on generating meanwhile
+        self._response.close()
 
     async def aclose(self) -> None:
         self.close()
@@ -79,7 +84,8 @@ class Body(httpx2.AsyncByteStream):
 class Transport(httpx2.AsyncBaseTransport):
     """Sends requests over one pool of connections, which has no limit of its own: admission is the limit."""
 
-    def __init__(self) -> None:
+    def __init__(self, egress: Egress) -> None:
+        self._egress: Final = egress
         self._session: aiohttp.ClientSession | None = None
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
@@ -89,7 +95,7 @@ class Transport(httpx2.AsyncBaseTransport):
         except aiohttp.ConnectionTimeoutError as error:
             raise httpx2.ConnectTimeout("connecting took too long") from error
         except aiohttp.ClientConnectorError as error:
-            raise httpx2.ConnectError("cannot connect") from error
+            raise httpx2.ConnectError(_why_unreachable(error)) from error
         except aiohttp.ClientResponseError as error:
             raise httpx2.RemoteProtocolError("the answer is not HTTP") from error
         except aiohttp.ClientError as error:
@@ -108,7 +114,7 @@ class Transport(httpx2.AsyncBaseTransport):
 
     async def _send(self, request: httpx2.Request) -> aiohttp.ClientResponse:
         if self._session is None:
-            self._session = _session()
+            self._session = _session(self._egress)
         timeout = request.extensions.get("timeout", {})
         return await self._session.request(
             request.method,
@@ -124,7 +130,19 @@ class Transport(httpx2.AsyncBaseTransport):
 class _Connector(aiohttp.TCPConnector):
     """Uses no connection again on which something has come unasked: aiohttp would give it to the next caller, as the
     answer to a request that was not even sent.
+
+    It tells what goes wrong with a proxy from what goes wrong with upstream, and keeps upstream's certificates from it.
     """
+
+    def __init__(self, egress: Egress) -> None:
+        super().__init__(
+            ssl=egress.tls or True,
+            limit=0,
+            ttl_dns_cache=DNS_CACHE_SECONDS,
+            keepalive_timeout=KEEP_ALIVE_SECONDS,
+            socket_factory=_socket,
+        )
+        self._for_proxy = ssl.create_default_context() if egress.proxy and egress.tls else None
 
     async def _get(self, key: ConnectionKey, traces: list[Trace]) -> Connection | None:
         while (connection := await super()._get(key, traces)) is not None:
@@ -133,20 +151,47 @@ class _Connector(aiohttp.TCPConnector):
             connection.close()
         return None
 
+    async def _create_proxy_connection(
+        self, req: ClientRequest, traces: list[Trace], timeout: aiohttp.ClientTimeout
+    ) -> tuple[asyncio.BaseTransport, ResponseHandler]:
+        try:
+            return await super()._create_proxy_connection(req, traces, timeout)
+        except aiohttp.ClientError as error:
+            if isinstance(error, aiohttp.ClientConnectorError) and (error.host, error.port) == (req.host, req.port):
+                raise  # through the tunnel, with upstream
+            raise aiohttp.ClientProxyConnectionError(req.connection_key, OSError()) from error
+
+    def _get_ssl_context(self, req: ClientRequest) -> ssl.SSLContext | None:
+        """aiohttp speaks to a proxy in a request of its own, and with the connector's context."""
+        if self._for_proxy is not None and req.proxy is None and req.is_ssl():
+            return self._for_proxy
+        return super()._get_ssl_context(req)
+
 
 def _in_pieces(content: bytes) -> bytes | io.BytesIO | None:
     """A large body leaves a piece at a time, between which others have the loop."""
     return io.BytesIO(content) if len(content) > LARGE_BODY_BYTES else content or None
 
 
-def _session() -> aiohttp.ClientSession:
+def _why_unreachable(error: aiohttp.ClientConnectorError) -> str:
+    """In words of ours: aiohttp's name hosts and addresses."""
+    match error:
+        case aiohttp.ClientConnectorCertificateError():
+            return "upstream cannot be reached: its certificate is not trusted"
+        case aiohttp.ClientConnectorSSLError():
+            return "upstream cannot be reached: TLS failed"
+        case aiohttp.ClientProxyConnectionError():
+            return "upstream cannot be reached through the proxy"
+        case _:
+            return "upstream cannot be reached"
+
+
+def _session(egress: Egress) -> aiohttp.ClientSession:
     trace = aiohttp.TraceConfig()
     trace.on_request_headers_sent.append(_tell_sent)
-    connector = _Connector(
-        limit=0, ttl_dns_cache=DNS_CACHE_SECONDS, keepalive_timeout=KEEP_ALIVE_SECONDS, socket_factory=_socket
-    )
     return aiohttp.ClientSession(
-        connector=connector,
+        connector=_Connector(egress),
+        proxy=egress.proxy,
         cookie_jar=aiohttp.DummyCookieJar(),
         auto_decompress=False,
         read_bufsize=READ_BYTES // 2,  # aiohttp stops reading at twice this

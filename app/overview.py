@@ -1,0 +1,148 @@
+"""What an operator is shown of a process as it is now, and the one thing he can do about it."""
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Literal, Protocol
+
+import msgspec
+
+from app.settings import Settings
+from app.stream import Waiting
+
+if TYPE_CHECKING:
+    from app.fleet import Fleet
+    from app.log.memory import MemoryLog
+    from app.relay import Generation
+
+Status = Literal["ready", "not ready", "draining"]
+
+
+class UpstreamNow(Protocol):
+    """One upstream. `failures` are those in a row; `max_streams` is None where there is no limit. Times in seconds from
+    now, 0 for what is over.
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def state(self) -> Literal["closed", "open", "half_open"]: ...
+    @property
+    def in_use(self) -> int: ...
+    @property
+    def max_streams(self) -> int | None: ...
+    @property
+    def failures(self) -> int: ...
+    @property
+    def opens_in_s(self) -> float: ...
+    @property
+    def rests_s(self) -> float: ...
+
+
+class WebhookNow(msgspec.Struct, frozen=True):
+    """Calls that have not ended, and since the process began those that have, by how they did."""
+
+    waiting: int
+    delivered: int
+    refused: int
+    given_up: int
+    dropped: int
+    lost: int
+
+
+class StreamNow(msgspec.Struct, frozen=True):
+    """A generation of this process. `lag_bytes`: how much of its log the slowest reader has still to take."""
+
+    id: str
+    caller: str
+    model: str
+    upstream: str | None
+    phase: Waiting
+    age_s: float
+    readers: int
+    lag_bytes: int
+
+
+class Now(msgspec.Struct, frozen=True):
+    """`streams` have their place, `queued` wait for one. `shared_log` and `webhook` are None without one."""
+
+    status: Status
+    shared_log: str | None
+    streams: int
+    max_streams: int
+    queued: int
+    max_queued: int
+    log_bytes: int
+    max_log_bytes: int
+    upstreams: Sequence[UpstreamNow]
+    webhook: WebhookNow | None
+
+
+class Overview:
+    """Of one process: what others generate is not seen here."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        fleet: "Fleet",
+        upstreams: Callable[[], Sequence[UpstreamNow]],
+        webhook: Callable[[], WebhookNow | None] = lambda: None,
+    ) -> None:
+        self._settings = settings
+        self._fleet = fleet
+        self._upstreams = upstreams
+        self._webhook = webhook
+
+    def now(self) -> Now:
+        streams = self._fleet.streams
+        capacity = streams.means.capacity
+        return Now(
+            status=self._status(),
+            shared_log=self._fleet.shared_log,
+            streams=capacity.in_use,
+            max_streams=capacity.max_streams,
+            queued=capacity.queued,
+            max_queued=capacity.max_queued,
+            log_bytes=streams.held_bytes,
+            max_log_bytes=self._settings.log_total_bytes,
+            upstreams=self._upstreams(),
+            webhook=self._webhook(),
+        )
+
+    def streams(self) -> list[StreamNow]:
+        """The oldest first; those that wait for their place among them."""
+        return [_shown(generation) for generation in sorted(self._running(), key=lambda each: -each.elapsed_s)]
+
+    def stop(self, stream_id: str) -> bool:
+        """Ends a generation as its caller's own stop does; False where none of that id runs here."""
+        for generation in self._running():
+            if generation.id == stream_id:
+                generation.cancel()
+                return True
+        return False
+
+    def _running(self) -> "list[Generation]":
+        return [generation for generation in self._fleet.streams._running if generation.cause is None]
+
+    def _status(self) -> Status:
+        """As the public `/readyz` has it."""
+        if self._fleet.streams.draining:
+            return "draining"
+        refuses = self._fleet.shared_log == "away" and self._settings.redis_away == "refuse"
+        return "not ready" if refuses else "ready"
+
+
+def _shown(generation: "Generation") -> StreamNow:
+    return StreamNow(
+        id=generation.id,
+        caller=generation.chat.grant.name,
+        model=generation.chat.model,
+        upstream=generation._attempts.upstream,
+        phase=generation.waiting,
+        age_s=round(generation.elapsed_s, 3),
+        readers=generation.readers,
+        lag_bytes=_lag_bytes(generation.log),
+    )
+
+
+def _lag_bytes(log: "MemoryLog") -> int:
+    slowest = min((reader.cursor for reader in log.readers), default=None)
+    return 0 if slowest is None else log.kept_bytes - log._bytes_through(slowest)
