@@ -61,7 +61,8 @@ class Attempt:
             self.place.failed(late.problem)
             raise late from None
         except RelayError as error:
-            self.place.failed(error.problem)
+            if not self._asked_for(error):
+                self.place.failed(error.problem)
             raise
         finally:
             self.place.release()
@@ -71,6 +72,17 @@ class Attempt:
         self.place.carried()
         if self.place.manner.first_token_s is not None:
             self._limit.reschedule(None)
+
+    def _asked_for(self, error: RelayError) -> bool:
+        """Whether the failure may be the request's own doing, and so says nothing about upstream."""
+        chat = self._chat
+        match error.problem.code:
+            case "upstream_protocol":
+                return chat.grant.max_answer_bytes is not None
+            case "upstream_truncated":
+                return chat.passing is not None and chat.passing.choices > 1
+            case _:
+                return False
 
     async def _ask(self, limits: decode.Limits) -> None:
         manner, asked_s = self.place.manner, self._chat.limits.connect

@@ -7,6 +7,7 @@ content there is no other try, whatever happens.
 
 import asyncio
 import contextlib
+import math
 import random
 from collections.abc import Callable
 from typing import Final
@@ -16,7 +17,7 @@ import msgspec
 from app import decode
 from app.admission.capacity import Ticket
 from app.attempt import Attempt, Deliver
-from app.clocks import Clocks
+from app.clocks import Clocks, Limit
 from app.decode import Complete
 from app.errors import Problem, RelayError
 from app.log.memory import MemoryLog
@@ -73,10 +74,15 @@ class Attempts:
                 self._place.release()
             self._tally.close()
 
-    def timed_out(self, problem: Problem) -> None:
-        """A limit of the request has passed, and upstream is to blame."""
-        if self.current is not None:
-            self.current.place.failed(problem)
+    def timed_out(self, problem: Problem, limit: Limit) -> None:
+        """A limit has passed. It is no fault of upstream's where the caller has made it shorter than the operator has,
+        nor where content came all the time."""
+        if self.current is None or (limit == "total" and self._log.carrying):
+            return
+        place = self.current.place
+        operators_s = min(self._means.terms.idle_s, place.manner.idle_s or math.inf)
+        if limit != "idle" or self._clocks.idle_s >= operators_s:
+            place.failed(problem)
 
     def carried(self) -> None:
         if self.current is not None:

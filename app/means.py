@@ -19,6 +19,7 @@ class Terms(msgspec.Struct, frozen=True):
     attempts: int
     max_retry_wait_s: float
     usage_wait_s: float
+    idle_s: float
     queue_timeout_s: float
     decode: decode.Limits
 
@@ -44,6 +45,7 @@ def _terms(settings: Settings) -> Terms:
         attempts=settings.attempts,
         max_retry_wait_s=settings.max_retry_wait_seconds,
         usage_wait_s=settings.usage_wait_seconds,
+        idle_s=settings.timeout_idle_seconds,
         queue_timeout_s=settings.queue_timeout_seconds,
         decode=decode.Limits(
             max_event_bytes=settings.max_event_bytes,

@@ -143,8 +143,7 @@ class Generation:
             if isinstance(decoder.end, Complete):
                 return self._complete(decoder.end)
         error = self.clocks.overdue(limit, self.waiting)
-        if limit != "total" or not self.log.carrying:
-            self._attempts.timed_out(error.problem)
+        self._attempts.timed_out(error.problem, limit)
         return self.fail(error)
 
     def superseded(self, terminal: Done | Failed) -> None:

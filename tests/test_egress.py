@@ -416,6 +416,7 @@ async def test_all_that_is_wrong_with_all_upstreams_is_said_at_once(trust: Autho
         "a": table(FAR, ca_file=trust.folder / "a.pem"),
         "b": table("http://h:99999/v1"),
         "c": table(FAR, azure_api_version="1", models=["../x"]),
+        "d": table(FAR, headers={"Content-Length": "1"}),
     }
     with pytest.raises(SettingsError) as caught:
         async with pool_of(tables):
@@ -424,4 +425,5 @@ async def test_all_that_is_wrong_with_all_upstreams_is_said_at_once(trust: Autho
         "upstreams.a.ca_file",
         "upstreams.b.base_url",
         "upstreams.c",
+        "upstreams.d.headers",
     ]

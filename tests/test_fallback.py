@@ -259,6 +259,30 @@ async def test_a_client_that_leaves_says_nothing_about_upstream() -> None:
         assert text_of((await ask(relay.port, chat()))[1]) == "ok"
 
 
+IMPATIENT: Final[dict[str, tuple[dict[str, Any], Answer]]] = {
+    "idle": ({"timeouts": {"idle": 0.02}}, (head(), chunk("a"), hang())),
+    "total": ({"timeouts": {"total": 0.05}}, (head(), chunk("a"), hang())),
+}
+
+
+@pytest.mark.parametrize(("fields", "slow"), IMPATIENT.values(), ids=IMPATIENT)
+async def test_a_caller_without_patience_takes_no_upstream_out(fields: dict[str, Any], slow: Answer) -> None:
+    async with Upstream() as upstream, running(upstream.base_url, breaker_failures=1) as relay:
+        upstream.script(slow, answer("ok"))
+        _, events = await ask(relay.port, chat(**fields))
+        assert events[-2]["error"]["code"] == "upstream_timeout"
+        assert text_of((await ask(relay.port, chat()))[1]) == "ok"
+
+
+async def test_an_upstream_that_falls_silent_for_the_operators_limit_is_to_blame() -> None:
+    settings = {"breaker_failures": 1, "timeout_idle_seconds": 0.05}
+    async with Upstream() as upstream, running(upstream.base_url, **settings) as relay:
+        upstream.script((head(), chunk("a"), hang()))
+        await ask(relay.port, chat())
+        response, (refusal,) = await ask(relay.port, chat())
+    assert (response.status, refusal["error"]["code"], len(upstream.requests)) == (502, "upstream_unavailable", 1)
+
+
 # Models and aliases.
 
 

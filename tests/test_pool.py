@@ -85,6 +85,7 @@ async def test_equals_take_turns() -> None:
 
 async def test_the_least_busy_for_its_weight_is_asked() -> None:
     async with pool_of({"small": table(weight=1), "large": table(weight=3)}) as pool:
+        assert asked(pool) == {"large": 12}
         names = Counter(claimed(pool).upstream for _ in range(40))
         assert names == {"small": 10, "large": 30}
 
@@ -208,11 +209,17 @@ async def test_an_operator_hears_of_an_upstream_that_is_out_and_that_it_is_back(
     ]
 
 
-async def test_a_probe_given_back_unused_lets_another_through() -> None:
+@pytest.mark.parametrize(
+    ("end", "state"),
+    [("release", "half_open"), ("draining", "half_open"), ("upstream_rejected", "closed"), ("rate_limited", "closed")],
+)
+async def test_a_probe_that_ends_otherwise_lets_the_next_through(end: str, state: str) -> None:
     async with pool_of(breaker_failures=1, breaker_open_seconds=0.01) as pool:
         claimed(pool).failed(UNAVAILABLE)
         await until(lambda: pool.states()[0].state == "half_open")
-        claimed(pool).release()
+        probe = claimed(pool)
+        probe.release() if end == "release" else probe.failed(RelayError(end, "no").problem)
+        assert pool.states()[0].state == state
         claimed(pool).failed(UNAVAILABLE)
         assert pool.states()[0].state == "open"
 

@@ -14,6 +14,17 @@ from app.upstream.sdk import DEPLOYMENT, Service
 DEFAULT: Final = "default"
 """What the upstream of OPENAI_* is called."""
 
+FRAMING: Final = {
+    "connection",
+    "content-length",
+    "expect",
+    "keep-alive",
+    "te",
+    "trailer",
+    "transfer-encoding",
+    "upgrade",
+}
+
 
 def configured(settings: Settings, *, user_agent: str) -> list[tuple[Terms, Service]]:
     """Raises SettingsError with all that is wrong with any of them."""
@@ -22,7 +33,7 @@ def configured(settings: Settings, *, user_agent: str) -> list[tuple[Terms, Serv
     made: list[tuple[Terms, Service]] = []
     problems: list[str] = []
     for name, table in settings.upstreams.items():
-        problems += _unaskable(name, table)
+        problems += _mistakes(name, table)
         try:
             made.append((_terms(name, table, settings), _service(name, table, settings, user_agent)))
         except SettingsError as error:
@@ -49,7 +60,7 @@ def _terms(name: str, table: UpstreamTable | None, settings: Settings) -> Terms:
             max_streams=table.max_streams,
         ),
         connect_s=min(limits.connect or inf, settings.timeout_connect_seconds),
-        first_token_s=max(limits.first_token or 0, settings.timeout_first_token_seconds),
+        first_token_s=min(limits.first_token or inf, settings.timeout_first_token_seconds),
     )
 
 
@@ -78,8 +89,10 @@ def _service(name: str, table: UpstreamTable, settings: Settings, user_agent: st
     )
 
 
-def _unaskable(name: str, table: UpstreamTable) -> Iterator[str]:
-    """Azure has a deployment's name in its URL."""
+def _mistakes(name: str, table: UpstreamTable) -> Iterator[str]:
+    for header in table.headers:
+        if header.lower() in FRAMING:
+            yield f"upstreams.{name}.headers: `{header}` says how a request is sent, and belongs to HTTP"
     if table.azure_api_version is not None:
         for model in (*table.models, *table.aliases.values()):
             if model not in table.aliases and not DEPLOYMENT.fullmatch(model):
