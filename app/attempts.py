@@ -46,7 +46,7 @@ class Attempts:
         complete: Callable[[Complete], None],
     ) -> None:
         self.count = 0
-        self.queued_s = 0.0
+        self._queued_s = 0.0
         self.current: Attempt | None = None
         self.upstream: str | None = None
         self._id = id
@@ -63,6 +63,10 @@ class Attempts:
         if not self._ticket.admitted:
             return "queued"
         return "connecting" if self.current is None else self.current.waiting
+
+    @property
+    def queued_s(self) -> float:
+        return self._queued_s if self._ticket.admitted else self._clocks.elapsed_s
 
     async def run(self, means: Means) -> None:
         self._means = means
@@ -162,7 +166,7 @@ class Attempts:
             words = "you have as many streams as you may; wait for one to end"
             raise RelayError("rate_limited", words, phase="admission", retry_after_s=self._retry_after_s())
         place = await self._counted(self._place)
-        self.queued_s = self._clocks.elapsed_s
+        self._queued_s = self._clocks.elapsed_s
         self._clocks.admitted()
         return place
 

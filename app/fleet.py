@@ -30,8 +30,21 @@ if TYPE_CHECKING:
 Found: TypeAlias = Union[Generation, "Remote"]
 
 
+class Standing(Protocol):
+    """How much a caller has left."""
+
+    @property
+    def headers(self) -> tuple[tuple[str, str], ...]:
+        """For HTTP."""
+        ...
+
+
 class Rates(Protocol):
     """How often, and for how much, callers may ask."""
+
+    async def standing(self, quotas: Sequence[Quota]) -> Standing | None:
+        """None where nothing is limited."""
+        ...
 
     async def admit(self, quotas: Sequence[Quota], prompt_tokens: int) -> None:
         """Raises `rate_limited`."""
@@ -82,6 +95,11 @@ class Fleet:
             if begun[0].id == stream_id:  # else the key's other request was faster
                 undone.pop_all()
             return begun
+
+    async def standing(self, quotas: Sequence[Quota]) -> tuple[tuple[str, str], ...]:
+        """What a caller's answers say of what it has left."""
+        found = await self._rates.standing(quotas)
+        return () if found is None else found.headers
 
     async def find(self, stream_id: str, caller: Caller) -> Found:
         """Raises `not_found`, and `not_resumable` for an owner's stream that is gone."""

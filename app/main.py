@@ -17,11 +17,13 @@ from app.api import ag_ui, ai_sdk, document, openai, opening, page, problems, ro
 from app.api.admin import Desk
 from app.api.middleware import Edge
 from app.catalogue import Catalogue
+from app.charging import Charging
 from app.door.doorkeeper import Doorkeeper
 from app.errors import RelayError
 from app.fleet import Fleet
 from app.means import Means
 from app.overview import Overview
+from app.quotas.rates import Rates
 from app.quotas.tallies import Tallies
 from app.settings import Settings, load
 from app.streams import Streams
@@ -96,7 +98,7 @@ class Made(msgspec.Struct, frozen=True):
     def of(cls, settings: Settings) -> Self:
         """Raises `SettingsError`."""
         user_agent = f"sse-relay/{__version__}"
-        webhook = settings.webhook and Webhook(settings.webhook, user_agent=user_agent)
+        webhook = None if settings.webhook is None else Webhook(settings.webhook, user_agent=user_agent)
         return cls(Doorkeeper(settings), Pool.of(settings, user_agent=user_agent), Metrics(settings), webhook)
 
     @property
@@ -108,28 +110,27 @@ class Made(msgspec.Struct, frozen=True):
 @asynccontextmanager
 async def _lifespan(settings: Settings, made: Made, app: FastAPI) -> AsyncIterator[None]:
     pool = made.pool
+    redis_url = None if settings.redis_url is None else settings.redis_url.get_secret_value()
     async with AsyncExitStack() as closing:
         closing.push_async_callback(made.doorkeeper.aclose)
         closing.push_async_callback(pool.aclose)
         if made.webhook is not None:
             closing.push_async_callback(made.webhook.aclose)
-        rates = Rates()
+        rates = Rates.of(redis_url, settings.redis_prefix)
+        closing.push_async_callback(rates.aclose)
+        charging = Charging(rates)
+        closing.push_async_callback(charging.aclose)
         tallies = Tallies()
         closing.push_async_callback(tallies.aclose)
         fleet = _fleet(settings, Means.of(settings, pool, tallies), rates)
         closing.push_async_callback(fleet.aclose)
         closing.push_async_callback(fleet.streams.close)
-        fleet.streams.listeners += made.listeners
+        fleet.streams.listeners += [*made.listeners, charging]
         catalogue = Catalogue(pool, settings.default_model)
         app.state.parts = opening.Parts(settings, fleet.streams, fleet, catalogue, made.doorkeeper)
-        overview = Overview(settings, fleet, pool.states, lambda: made.webhook and made.webhook.now())
+        overview = Overview(settings, fleet, pool.states, lambda: None if made.webhook is None else made.webhook.now())
         app.state.desk = Desk(overview, made.metrics)
         yield
-
-
-class Rates:
-    async def admit(self, quotas: object, prompt_tokens: int) -> None:
-        return None
 
 
 def _fleet(settings: Settings, means: Means, rates: Rates) -> Fleet:

@@ -113,6 +113,7 @@ async def test_streams_are_listed_as_they_are() -> None:
             await until(lambda: len(supervisor.relay.generations) == 2)
             page = await supervisor.get("/streams")
             first, second = page["streams"]
+            assert (await supervisor.get("/readyz"))["queue"] == {"waiting": 1, "max": 100}
     ages = [shown.pop("age_s") for shown in (first, second)]
     assert 0 < ages[1] <= ages[0] < 5
     assert first == {
@@ -321,7 +322,8 @@ async def test_its_port_is_free_when_it_has_ended() -> None:
 
 async def test_signals_are_the_relays_alone() -> None:
     before = [signal.getsignal(kind) for kind in (signal.SIGTERM, signal.SIGINT)]
-    async with supervised():
+    async with supervised() as supervisor:
+        await supervisor.get("/readyz")
         assert [signal.getsignal(kind) for kind in (signal.SIGTERM, signal.SIGINT)] == before
 
 

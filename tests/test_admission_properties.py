@@ -158,8 +158,8 @@ class Admission(RuleBasedStateMachine):
     @precondition(lambda self: len(self.held) > 12)
     @rule()
     def drain(self) -> None:
-        self.capacity.close()
         self.closed = True
+        self.capacity.close()
         assert not any(held.waits for held in self.held)
 
     def counts(self) -> Counter[str]:

@@ -189,6 +189,12 @@ async def test_a_listed_page_gets_a_cookie_that_comes_back(
         assert response.headers["access-control-allow-credentials"] == "true"
 
 
+async def test_an_own_page_that_is_listed_as_well_is_an_own_page(relay: Relay) -> None:
+    page = OWN | {"origin": FRIEND}
+    response, _ = await fetch(relay.port, "POST", "/session", {"token": await minted(relay)}, page)
+    assert (response.status, response.headers["set-cookie"].partition("HttpOnly; ")[2]) == (204, "SameSite=Strict")
+
+
 async def test_a_cookie_that_would_not_come_back_is_refused_and_the_token_stays_good(
     relay: Relay, friendly: Relay
 ) -> None:

@@ -149,9 +149,9 @@ async def test_a_key_is_good_until_it_expires(expires: object) -> None:
 
 
 async def test_who_has_no_credential_is_a_stranger_only_where_such_are_admitted() -> None:
-    known = {"keys": {"web": hashes(KEYS[0])}}
-    assert (await refusal(door(**known).admit([], None))).reason == "missing"
-    assert await door(**known, allow_anonymous=True).admit([], None) is None
+    known = {"web": hashes(KEYS[0])}
+    assert (await refusal(door(keys=known).admit([], None))).reason == "missing"
+    assert await door(keys=known, allow_anonymous=True).admit([], None) is None
     assert await door().admit([], None) is None
 
 
@@ -187,6 +187,8 @@ async def test_the_operator_is_told_once_a_second_and_never_the_credential(
         await refusal(keeper.admit([f"Bearer rk_canary{number}"], None, "192.0.2.1"))
     await refusal(keeper.admit(["Bearer a.canary.c"], None, "192.0.2.2"))
     await refusal(keeper.admit([], None, "192.0.2.3"))
+    with pytest.raises(Refused):
+        keeper.minter([], "192.0.2.3")
     clock.now += 1
     await refusal(keeper.admit(["Bearer rk_canary"], None, "192.0.2.4"))
     lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]

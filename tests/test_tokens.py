@@ -133,11 +133,10 @@ REVOKED: Final[dict[str, dict[str, Any]]] = {
 
 @pytest.mark.parametrize("name", REVOKED)
 async def test_what_the_key_may_not_any_more_its_tokens_may_not_either(name: str) -> None:
-    tables = {"token_secret": TOKEN_SECRET}
-    before = door(**TABLES, **tables)
+    before = door(**TABLES, token_secret=TOKEN_SECRET)
     text = minted(before, profile="sales" if "gone" in name and "profile" in name else "support")
     session = (await before.exchange(text)).text
-    after = door(**REVOKED[name], **tables)
+    after = door(**REVOKED[name], token_secret=TOKEN_SECRET)
     assert await refusal(after, text) == "revoked"
     if name != "no key makes tokens":
         assert await refusal(after, "", session) == "revoked"

@@ -354,17 +354,29 @@ async def test_long_texts_fill_the_queue_before_their_number_does(monkeypatch: p
         assert outcomes(webhook) == {"delivered": 3, "dropped": 3}
 
 
-async def test_an_answer_without_an_end_is_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(calls, "ANSWER_SECONDS", 0.05)
-    async with Receiver(ENDLESS) as receiver, telling(receiver.url, monkeypatch) as webhook:
+@pytest.mark.parametrize(("answer", "answer_s"), [(ENDLESS, 0.05), ("flood", 600)], ids=["stops", "floods"])
+async def test_an_answer_without_an_end_is_an_answer(
+    answer: Answer, answer_s: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(calls, "ANSWER_SECONDS", answer_s)
+    async with Receiver(answer) as receiver, telling(receiver.url, monkeypatch) as webhook:
         webhook(ended())
         await until(lambda: webhook.now().delivered, 5)
         assert len(receiver.received) == 1
         await until(lambda: not receiver._serving, 5)  # and its connection is closed
 
 
-async def test_a_connection_is_used_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    async with Receiver(status(200, body=b"thanks")) as receiver, telling(receiver.url, monkeypatch) as webhook:
+@pytest.mark.parametrize(
+    "answer",
+    [
+        status(200, body=b"thanks"),
+        (status(200, {"content-length": "6"}), b"thanks"),
+        (b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n", b"6\r\nthanks\r\n", b"0\r\n\r\n"),
+    ],
+    ids=["whole", "in pieces", "chunked"],
+)
+async def test_a_connection_is_used_again(answer: Answer, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with Receiver(answer) as receiver, telling(receiver.url, monkeypatch) as webhook:
         for number in (1, 2, 3):
             webhook(ended(number))
             await until(lambda: not webhook.now().waiting, 5)

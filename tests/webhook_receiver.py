@@ -9,7 +9,10 @@ from typing import Any, Final, Literal, Self
 
 import msgspec
 
-Answer = bytes | Literal["hang", "reset"]
+Answer = bytes | tuple[bytes, ...] | Literal["hang", "reset", "flood"]
+"""Bytes, or pieces of them that come one after the other."""
+
+BETWEEN_PIECES_SECONDS: Final = 0.05
 
 
 class Received(msgspec.Struct, frozen=True):
@@ -44,7 +47,7 @@ class Receiver:
         self.answers = list(answers) or [OK]
         self.connections = self.active = self.most = 0
         self._tls = tls
-        self._serving: set[asyncio.Task[None]] = set()
+        self._serving: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
         self._change = asyncio.Event()
 
     async def __aenter__(self) -> Self:
@@ -55,8 +58,8 @@ class Receiver:
 
     async def __aexit__(self, *_: object) -> None:
         self._server.close()
-        for task in self._serving:
-            task.cancel()
+        for writer in self._serving.values():
+            writer.transport.abort()
         if self._serving:
             await asyncio.wait(self._serving)
 
@@ -74,14 +77,14 @@ class Receiver:
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None
-        self._serving.add(task)
-        task.add_done_callback(self._serving.discard)
+        self._serving[task] = writer
         self.connections += 1
         try:
             with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
                 await self._serve(reader, writer, self.connections)
         finally:
             writer.transport.abort()
+            del self._serving[task]
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, connection: int) -> None:
         while True:
@@ -104,6 +107,15 @@ class Receiver:
                     await reader.readexactly(1)  # until the caller leaves
                 case "reset":
                     raise ConnectionResetError
+                case "flood":
+                    writer.write(status(200, {"content-length": str(10**15)}))
+                    while True:
+                        writer.write(b"x" * 4096)
+                        await writer.drain()
+                case tuple() as pieces:
+                    for piece in pieces:
+                        writer.write(piece)
+                        await asyncio.sleep(BETWEEN_PIECES_SECONDS)
                 case bytes() as answer:
                     writer.write(answer)
                     await writer.drain()

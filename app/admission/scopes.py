@@ -2,12 +2,12 @@
 
 import hashlib
 import re
-from ipaddress import IPv6Address, ip_address, ip_network
+from ipaddress import IPv6Address, ip_address
 from typing import Final
 
 _PLAIN: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@|+-]{0,63}", re.ASCII)
-SUBNET_BITS: Final = 64
-"""Of an IPv6 address these are its network's; the rest its owner chooses as he likes (RFC 6177)."""
+HOST_BITS: Final = 64
+"""Of an IPv6 address these are its owner's to choose (RFC 7421)."""
 
 
 def of_subject(credential: str, subject: str) -> str:
@@ -20,11 +20,12 @@ def of_subject(credential: str, subject: str) -> str:
 def of_address(host: str | None) -> str:
     """`ip:192.0.2.1`, `ip:2001:db8::/64`. `ip:-` are those without an address, as on a Unix socket."""
     try:
-        address = ip_address((host or "").partition("%")[0])
+        address = ip_address(host or "")
     except ValueError:
         return "ip:-"
     if not isinstance(address, IPv6Address):
         return f"ip:{address}"
     if address.ipv4_mapped is not None:
         return f"ip:{address.ipv4_mapped}"
-    return f"ip:{ip_network((address, SUBNET_BITS), strict=False)}"
+    network = int(address) >> HOST_BITS << HOST_BITS
+    return f"ip:{IPv6Address(network)}/{128 - HOST_BITS}"

@@ -52,7 +52,6 @@ def admin_app(settings: Settings, desk: Callable[[], Desk | None]) -> FastAPI:
     app = FastAPI(title="sse-relay admin", openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
     app.state.desk = desk
     app.include_router(router)
-    app.add_exception_handler(RelayError, _relay_error)
     app.add_exception_handler(HTTPException, partial(problems.http_error, (router,)))
     app.add_middleware(_Edge, allowed_hosts=settings.allowed_hosts)
     return app
@@ -113,11 +112,6 @@ def _desk(request: Request) -> Desk:
         message = "the relay is starting"
         raise RelayError("overloaded", message, phase="admission", retry_after_s=STARTING_RETRY_SECONDS)
     return desk
-
-
-async def _relay_error(request: Request, error: Exception) -> Response:
-    """As everywhere, but without the cookie that makes strangers known."""
-    return problems.answer(problems.identified(cast(RelayError, error).problem, request), events=False)
 
 
 def _detail(now: Now) -> dict[str, object]:

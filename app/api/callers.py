@@ -11,14 +11,12 @@ from starlette.requests import Request
 
 from app.admission.callers import EVERYTHING, Caller, Grant
 from app.door.doorkeeper import Doorkeeper
-from app.door.grants import Admitted
 from app.errors import RelayError
 from app.settings import Settings
 
 COOKIE: Final = "relay_subject"
 SESSION_COOKIE: Final = "relay_session"
 _SUBJECT: Final = re.compile(r"[0-9a-f]{32}", re.ASCII)
-_STATE: Final = "visitor"
 
 
 class Visitor(msgspec.Struct, frozen=True):
@@ -36,12 +34,11 @@ class Visitor(msgspec.Struct, frozen=True):
 
 async def visitor(request: Request) -> Visitor:
     """Who asks: by a credential, a session, or as a stranger. Raises `unauthorized`, `overloaded`."""
-    state = request.scope["state"]
-    if _STATE not in state:
-        door = doorkeeper(request)
-        admitted = await door.admit(authorization(request), request.cookies.get(SESSION_COOKIE), address(request))
-        state[_STATE] = _stranger(request) if admitted is None else _known(admitted)
-    return cast(Visitor, state[_STATE])
+    session = request.cookies.get(SESSION_COOKIE)
+    admitted = await doorkeeper(request).admit(authorization(request), session, address(request))
+    if admitted is None:
+        return _stranger(request)
+    return Visitor(admitted.caller, None, admitted.caller, admitted.grant)
 
 
 async def caller(request: Request) -> Caller:
@@ -50,8 +47,6 @@ async def caller(request: Request) -> Caller:
 
 def cookie_of_stranger(request: Request) -> str | None:
     """The cookie to give to one who came without a credential and without a subject, where such are admitted."""
-    if (found := request.scope["state"].get(_STATE)) is not None:
-        return cast(Visitor, found).set_cookie
     door = doorkeeper(request)
     identified = door.knows_callers and (authorization(request) or SESSION_COOKIE in request.cookies)
     return None if identified or not door.admits_strangers else _stranger(request).set_cookie
@@ -146,10 +141,6 @@ def _stranger(request: Request) -> Visitor:
     secure = "; Secure" if request.url.scheme == "https" else ""
     cookie = f"{COOKIE}={subject}; Path=/; HttpOnly; SameSite=Strict{secure}"
     return Visitor(Caller("", None), cookie, Caller("", subject), grant)
-
-
-def _known(admitted: Admitted) -> Visitor:
-    return Visitor(admitted.caller, None, admitted.caller, admitted.grant)
 
 
 def _evidence(request: Request) -> bool | None:

@@ -38,12 +38,16 @@ class Parts(msgspec.Struct, frozen=True):
 
 
 class Opened(msgspec.Struct, frozen=True):
-    """A reader of a stream. `known`: its client can find it again. `cookie`: what makes its subject known."""
+    """A reader of a stream. `known`: its client can find it again. `cookie`: what makes its subject known.
+
+    `headers`: what its caller has left.
+    """
 
     stream: Stream
     reader: Reader
     known: bool
     cookie: str | None = None
+    headers: tuple[tuple[str, str], ...] = ()
 
 
 def parts(request: Request) -> Parts:
@@ -67,7 +71,8 @@ async def begin(
     )
     request_id = request.scope["state"]["request_id"]
     begun, reader = await app.fleet.begin(Order(chat, visitor.caller, request_id, linger_s, key))
-    return Opened(begun, reader, key is not None, visitor.set_cookie)
+    standing = await app.fleet.standing(chat.grant.quotas)
+    return Opened(begun, reader, key is not None, visitor.set_cookie, standing)
 
 
 async def attach(request: Request, found: Found, after: int) -> Opened:
@@ -100,7 +105,7 @@ def stream(
         app.streams.means.turns,
         hold_s=hold_s,
         known=opened.known,
-        headers=own | cookie | dict(headers or {}),
+        headers=own | cookie | dict(opened.headers) | dict(headers or {}),
     )
 
 

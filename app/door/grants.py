@@ -1,6 +1,6 @@
 """What the tables of `relay.toml` allow, as what admission reads."""
 
-from typing import Final
+from typing import Final, Self
 
 import msgspec
 
@@ -34,44 +34,55 @@ class Application(msgspec.Struct, frozen=True):
 def application(name: str, table: KeyTable) -> Application:
     """A key by itself has the subject of the application that it was given to: none of its users, and not nobody."""
     scope = f"key:{name}"
-    admitted = Admitted(Caller(scope, ""), allowed(scope, table, counted_as=scope))
-    return Application(name, admitted, table.expires_at, table.mint)
+    grant = Terms.of(scope, table).grant_to(scope)
+    return Application(name, Admitted(Caller(scope, ""), grant), table.expires_at, table.mint)
 
 
-def allowed(name: str, table: Allowance, *, counted_as: str | None = None) -> Grant:
-    """A table's grant, under the name of its callers; without `counted_as` it has no quota yet."""
-    caps = Caps(**table.caps.model_dump())
-    return Grant(
-        name=name,
-        models=frozenset(table.models),
-        profiles=frozenset(table.profiles),
-        caps=() if caps == Caps() else (caps,),
-        max_answer_bytes=table.max_answer_bytes,
-        quotas=() if counted_as is None else quotas(counted_as, table),
-    )
+class Terms(msgspec.Struct, frozen=True):
+    """What a table allows, before it is known who is counted: the quota is None where nothing is limited."""
 
+    grant: Grant
+    quota: Quota | None
 
-def quotas(scope: str, limits: Allowance | Limits) -> tuple[Quota, ...]:
-    """None where nothing is limited: what need not be counted is not."""
-    quota = Quota(scope, **{name: getattr(limits, name) for name in LIMITS})
-    return () if quota == Quota(scope) else (quota,)
+    @classmethod
+    def of(cls, name: str, table: Allowance) -> Self:
+        """`name` is that of its callers in logs and metrics."""
+        caps = Caps(**table.caps.model_dump())
+        grant = Grant(
+            name=name,
+            models=frozenset(table.models),
+            profiles=frozenset(table.profiles),
+            caps=() if caps == Caps() else (caps,),
+            max_answer_bytes=table.max_answer_bytes,
+        )
+        return cls(grant, _quota(table))
 
+    def grant_to(self, scope: str) -> Grant:
+        if self.quota is None:
+            return self.grant
+        return msgspec.structs.replace(self.grant, quotas=(msgspec.structs.replace(self.quota, scope=scope),))
 
-def to_subject(table: Allowance, base: Grant, subject: str) -> Admitted:
-    """A subject of an issuer: each has the limits of the table for itself."""
-    grant = msgspec.structs.replace(base, quotas=quotas(of_subject(base.name, subject), table))
-    return Admitted(Caller(base.name, subject), grant)
+    def to_subject(self, subject: str) -> Admitted:
+        """A subject of an issuer: each has the limits for itself."""
+        name = self.grant.name
+        return Admitted(Caller(name, subject), self.grant_to(of_subject(name, subject) if self.quota else name))
+
+    def to_stranger(self, host: str | None) -> Grant:
+        """A stranger can throw its cookie away: its address is counted."""
+        return self.grant_to(of_address(host) if self.quota else self.grant.name)
 
 
 def to_bearer(application: Application, token: BrowserToken) -> Admitted:
     """A subject of a browser token: what the key may do, and of that what the token says."""
     scope, grant = application.admitted.caller.key, application.admitted.grant
-    own = () if token.limits is None else quotas(of_subject(scope, token.sub), token.limits)
+    quota = None if token.limits is None else _quota(token.limits)
+    own = () if quota is None else (msgspec.structs.replace(quota, scope=of_subject(scope, token.sub)),)
     profiles = grant.profiles if token.profile is None else frozenset({token.profile})
     narrowed = msgspec.structs.replace(grant, profiles=profiles, quotas=grant.quotas + own)
     return Admitted(Caller(scope, token.sub), narrowed)
 
 
-def to_stranger(table: Allowance, base: Grant, host: str | None) -> Grant:
-    """An anonymous caller's. Its address is counted, since it can throw its cookie away."""
-    return msgspec.structs.replace(base, quotas=quotas(of_address(host), table))
+def _quota(limits: Allowance | Limits) -> Quota | None:
+    """None where nothing is limited: what need not be counted is not."""
+    quota = Quota("", **{name: getattr(limits, name) for name in LIMITS})
+    return None if quota == Quota("") else quota

@@ -6,11 +6,10 @@ from typing import Final
 
 import msgspec
 
-from app.admission.callers import Grant
 from app.admission.credentials import Refused
 from app.admission.tokens import ISSUERS_TYPES, Addressed, Opened, addressed, subject_of
 from app.door.fetching import Fetcher
-from app.door.grants import Admitted, allowed, to_subject
+from app.door.grants import Admitted, Terms
 from app.door.jwks import Fixed, Keys, Published, Unreadable, from_file
 from app.door.signatures import Algorithms, verify
 from app.settings import SettingsError
@@ -24,7 +23,7 @@ class Issuer(msgspec.Struct, frozen=True):
     """A table of issuers, with its keys."""
 
     table: IssuerTable
-    grant: Grant
+    terms: Terms
     algorithms: Algorithms
     keys: Keys
 
@@ -54,7 +53,7 @@ class Issuers:
         verify(token, await issuer.keys.named(token.head.kid), issuer.algorithms)
         if issuer.table.audience not in says.audience:
             raise Refused("audience")
-        return to_subject(issuer.table, issuer.grant, subject_of(token.payload, now, issuer.table.leeway_seconds))
+        return issuer.terms.to_subject(subject_of(token.payload, now, issuer.table.leeway_seconds))
 
     async def aclose(self) -> None:
         for issuer in self._issuers:
@@ -77,7 +76,7 @@ def _issuer(name: str, table: IssuerTable, proxy_of: ProxyOf, clock: Callable[[]
             keys = Published(name, Fetcher(url, proxy_of(url)), clock)
         case _:
             raise AssertionError(name)  # the settings have one of them
-    return Issuer(table, allowed(f"jwt:{name}", table), Algorithms(table.algorithms), keys)
+    return Issuer(table, Terms.of(f"jwt:{name}", table), Algorithms(table.algorithms), keys)
 
 
 def _secret_bytes(table: IssuerTable) -> int | None:

@@ -186,13 +186,10 @@ def _session(user_agent: str) -> aiohttp.ClientSession:
 
 
 async def _finish(response: aiohttp.ClientResponse) -> None:
-    """Reads on to the end, if that is near: only then can the connection be used again."""
+    """Reads on to the end, if that is near: then the connection is given back by itself, and can be used again."""
     left = MAX_ANSWER_BYTES
     with contextlib.suppress(TimeoutError, aiohttp.ClientError):
         async with asyncio.timeout(ANSWER_SECONDS):
             while left > 0 and (piece := await response.content.read(left)):
                 left -= len(piece)
-    if response.content.at_eof():
-        response.release()
-    else:
-        response.close()
+    response.close()
