@@ -42,7 +42,7 @@ class Catalogue:
         for model in await self.models():
             if model["id"] == name:
                 return model
-        raise RelayError("not_found", f"there is no model `{name[:128]}`", param="model", phase="admission")
+        raise no_model(name)
 
     async def _asked(self) -> list[Model]:
         """With the default model, whoever serves it: a request that names none is given it."""
@@ -55,3 +55,7 @@ class Catalogue:
         if self._default_model is None or any(model["id"] == self._default_model for model in models):
             return models
         return [*models, {"id": self._default_model, "object": "model", "created": 0, "owned_by": "upstream"}]
+
+
+def no_model(name: str) -> RelayError:
+    return RelayError("not_found", f"there is no model `{name[:128]}`", param="model", phase="admission")

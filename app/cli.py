@@ -18,6 +18,7 @@ from rich.console import Console
 from app import __version__, cli_keys
 from app.settings import Settings, SettingsError, load
 from app.settings.listing import effective
+from app.settings.secrets import secret
 from app.terminal.chat import FAILED, Chat
 from app.terminal.screen import JsonLines, Screen, Typewriter, complain
 
@@ -41,6 +42,7 @@ Model = Annotated[str | None, typer.Option(help="Model to ask for instead of the
 System = Annotated[str | None, typer.Option(help="System prompt.")]
 Prompt = Annotated[str | None, typer.Argument(help="The question; without it, a chat of several turns (or stdin).")]
 Message = Annotated[str | None, typer.Argument(help="The sample question.")]
+KeyEnv = Annotated[str | None, typer.Option(help="The variable that holds the key or token to ask with.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object per line, for scripts.")]
 
 
@@ -99,11 +101,14 @@ def chat(
     url: Url = "http://127.0.0.1:8000",
     model: Model = None,
     system: System = None,
+    key_env: KeyEnv = None,
     as_json: Json = False,
 ) -> None:
     """Talk to a relay: the answer is typed as it arrives. Ctrl-C stops it."""
+    with _settings_explained():
+        named = secret(key_env, None, where="--key-env")
     try:
-        talk = Chat(url, model=model, system=system)
+        talk = Chat(url, model=model, system=system, key=None if named is None else named.get_secret_value())
     except ValueError as error:
         _refuse(str(error))
     if prompt is None and sys.stdin.isatty():
@@ -131,8 +136,10 @@ def config(as_json: Json = False) -> None:
         console.out(f"{row.variable:<38} {value:<32} {row.source}", style="dim" if row.source == "default" else None)
 
 
-async def _say_where(url: str) -> None:
+async def _say_where(url: str, admin_url: str | None) -> None:
     typer.echo(f"sse-relay {__version__} listens on {url}", err=True)
+    if admin_url is not None:
+        typer.echo(f"metrics and what runs, for its operator: {admin_url}", err=True)
 
 
 def _settings(**overrides: object) -> Settings:

@@ -42,7 +42,7 @@ CODES: Final = {
 
 
 class Problem(msgspec.Struct, frozen=True, gc=False, kw_only=True):
-    """What a client is told. `status`, `retry_after_s` and `headers` are for HTTP alone, not part of the JSON object."""
+    """What a client is told. `status`, `retry_after_s` and `headers` are for HTTP alone, not in the JSON object."""
 
     code: str
     message: str

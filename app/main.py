@@ -30,6 +30,7 @@ from app.streams import Streams
 from app.summary import Listener
 from app.telemetry import logs, stream_log, telling
 from app.telemetry.metrics import Metrics
+from app.upstream.egress import proxy_to
 from app.upstream.pool import Pool
 from app.webhook.calls import Webhook
 
@@ -98,8 +99,14 @@ class Made(msgspec.Struct, frozen=True):
     def of(cls, settings: Settings) -> Self:
         """Raises `SettingsError`."""
         user_agent = f"sse-relay/{__version__}"
-        webhook = None if settings.webhook is None else Webhook(settings.webhook, user_agent=user_agent)
-        return cls(Doorkeeper(settings), Pool.of(settings, user_agent=user_agent), Metrics(settings), webhook)
+        webhook = settings.webhook
+        proxy_of = partial(proxy_to, settings=settings)
+        return cls(
+            Doorkeeper(settings, proxy_of=proxy_of),
+            Pool.of(settings, user_agent=user_agent),
+            Metrics(settings),
+            None if webhook is None else Webhook(webhook, user_agent=user_agent, proxy=proxy_of(webhook.url)),
+        )
 
     @property
     def listeners(self) -> list[Listener]:
@@ -118,6 +125,12 @@ async def _lifespan(settings: Settings, made: Made, app: FastAPI) -> AsyncIterat
             closing.push_async_callback(made.webhook.aclose)
         rates = Rates.of(redis_url, settings.redis_prefix)
         closing.push_async_callback(rates.aclose)
+        if redis_url is not None:
+            from app.quotas.spent import SharedSpent
+
+            spent = SharedSpent(redis_url, settings.redis_prefix)
+            closing.push_async_callback(spent.aclose)
+            made.doorkeeper.spend = spent.spend
         charging = Charging(rates)
         closing.push_async_callback(charging.aclose)
         tallies = Tallies()

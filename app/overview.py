@@ -10,7 +10,6 @@ from app.stream import Waiting
 
 if TYPE_CHECKING:
     from app.fleet import Fleet
-    from app.log.memory import MemoryLog
     from app.relay import Generation
 
 Status = Literal["ready", "not ready", "draining"]
@@ -109,18 +108,15 @@ class Overview:
 
     def streams(self) -> list[StreamNow]:
         """The oldest first; those that wait for their place among them."""
-        return [_shown(generation) for generation in sorted(self._running(), key=lambda each: -each.elapsed_s)]
+        return [_shown(generation) for generation in sorted(self._fleet.streams.live, key=lambda each: -each.elapsed_s)]
 
     def stop(self, stream_id: str) -> bool:
         """Ends a generation as its caller's own stop does; False where none of that id runs here."""
-        for generation in self._running():
+        for generation in self._fleet.streams.live:
             if generation.id == stream_id:
                 generation.cancel()
                 return True
         return False
-
-    def _running(self) -> "list[Generation]":
-        return [generation for generation in self._fleet.streams._running if generation.cause is None]
 
     def _status(self) -> Status:
         """As the public `/readyz` has it."""
@@ -135,14 +131,9 @@ def _shown(generation: "Generation") -> StreamNow:
         id=generation.id,
         caller=generation.chat.grant.name,
         model=generation.chat.model,
-        upstream=generation._attempts.upstream,
+        upstream=generation.upstream,
         phase=generation.waiting,
         age_s=round(generation.elapsed_s, 3),
         readers=generation.readers,
-        lag_bytes=_lag_bytes(generation.log),
+        lag_bytes=generation.log.lag_bytes,
     )
-
-
-def _lag_bytes(log: "MemoryLog") -> int:
-    slowest = min((reader.cursor for reader in log.readers), default=None)
-    return 0 if slowest is None else log.kept_bytes - log._bytes_through(slowest)

@@ -121,18 +121,20 @@ def _bounds(settings: Settings) -> dict[str, float]:
     }
 
 
-async def serve(settings: Settings, *, on_ready: Callable[[str], Awaitable[None]] | None = None) -> None:
-    """Serves until SIGTERM or SIGINT; `on_ready` is started with the relay's URL once it listens."""
+async def serve(settings: Settings, *, on_ready: Callable[[str, str | None], Awaitable[None]] | None = None) -> None:
+    """Serves until SIGTERM or SIGINT; `on_ready` is told the URLs of the relay and of its admin listener,
+    once they listen. Raises SettingsError, and OSError where its address cannot be had.
+    """
     _raise_descriptor_limit()
     listening = listen(settings.host, settings.port, send_timeout_s=settings.send_timeout_seconds)
     host, port = listening.getsockname()[:2]
     app = create_app(settings)
     server = Server(app, settings, listening)
-    async with admin.listening(settings, lambda: getattr(app.state, "desk", None)):
+    async with admin.listening(settings, lambda: getattr(app.state, "desk", None)) as admin_url:
         running = asyncio.create_task(server.serve(), name="server")
         try:
             if on_ready is not None and await _ready(server, running):
-                await on_ready(f"http://{f'[{host}]' if ':' in host else host}:{port}")
+                await on_ready(f"http://{f'[{host}]' if ':' in host else host}:{port}", admin_url)
             await running
         finally:
             server.should_exit = True

@@ -13,6 +13,13 @@
  *     LOAD_ABORT_SPREAD_MS=K   and up to K ms later, at random
  *     LOAD_HOLD=1              once every stream has brought a token, say {"standing":N} and keep them until stdin ends
  *     LOAD_RAMP_US=K           at the start, wait K microseconds between opening two connections
+ *     LOAD_FOR_MS=K            ask for no more streams after K ms, however few of STREAMS there were
+ *     LOAD_REFUSED=told        a 429 or 503 is no failure: its slot asks again after the Retry-After, and 1 s without one
+ *     LOAD_REFUSED=K           the same, after K ms whatever it was told
+ *
+ * A refusal's answer is timed from its request's last byte to its status line. A stream that was let into the queue and
+ * ran out of time there ended with an error event "overloaded" and no token: it was given up, and is no failure either.
+ * overtaken_us is the most by which a stream that was asked for later had its first token sooner.
  *
  * prints one line of JSON; exits 0 when every stream was ok or hung up on as asked, 1 when not, 2 when misused.
  */
@@ -38,6 +45,7 @@ enum {
     TAIL_MAX = 512,          /* of a stream's last bytes, where an error event would be */
     STAMP_DIGITS = 19,
     SAMPLES_MAX = 8000000,   /* latencies kept; memory is touched only as far as it is used */
+    UNTOLD_MS = 1000,        /* until a slot that was refused asks again when it was not told when */
     SOURCES = 8,             /* 127.0.0.2 … .9: one address alone would run out of ports */
     STALL_SECONDS = 30,
     EVENTS_MAX = 512,
@@ -47,9 +55,9 @@ enum part { HEAD, CHUNK_SIZE, CHUNK_DATA, CHUNK_END, TRAILER, LENGTH, UNTIL_CLOS
 
 struct slot {
     int fd;
-    bool busy, reused, keep_alive;
+    bool busy, reused, keep_alive; /* not busy with an fd: a kept connection that waits for retry_ns */
     size_t sent;
-    uint64_t began_ns, hang_up_ns;
+    uint64_t began_ns, asked_ns, answered_ns, hang_up_ns, retry_ns; /* asked: the last byte; answered: the first */
     enum part part;
     int status;
     char head[HEAD_MAX];
@@ -65,16 +73,19 @@ static int epoll, port;
 static char *request;
 static size_t request_n;
 static long streams, concurrency, expected, abort_after, abort_after_ms, abort_spread_ms;
-static bool abort_in_time;
+static bool abort_in_time, may_refuse;
+static long refused_ms; /* -1: as told */
+static uint64_t over_ns = UINT64_MAX;
 static struct slot *slots;
 
 static struct {
     long opened, ended, ok, failed, aborted, bad_status, timeouts, tokens, bytes, standing;
-    uint64_t last_abort_ns, next_hang_up_ns;
+    long refused_429, refused_503, given_up, turned_away; /* turned away: asked until the end, and never let in */
+    uint64_t last_abort_ns, next_hang_up_ns, next_retry_ns, newest_asked_ns, overtaken_ns;
     char first_failure[TAIL_MAX + 1];
 } seen;
 
-static struct samples { uint32_t *us; long n; } latency, first_token;
+static struct samples { uint32_t *us; long n; } latency, first_token, refusal;
 
 static uint64_t now_ns(void)
 {
@@ -97,6 +108,8 @@ static void on_token(struct slot *s, uint64_t t)
     if (s->tokens++) return;
     sample(&first_token, t - s->began_ns);
     seen.standing++;
+    if (s->asked_ns > seen.newest_asked_ns) seen.newest_asked_ns = s->asked_ns;
+    else if (seen.newest_asked_ns - s->asked_ns > seen.overtaken_ns) seen.overtaken_ns = seen.newest_asked_ns - s->asked_ns;
 }
 
 static void scan_stamps(struct slot *s, const char *p, const char *end, uint64_t t)
@@ -174,6 +187,7 @@ static void take_framing(struct slot *s, char c)
 static void take(struct slot *s, const char *p, size_t n)
 {
     uint64_t t = now_ns();
+    if (!s->head_n) s->answered_ns = t;
     for (const char *end = p + n; p < end && s->part < COMPLETE;) {
         if (s->part == HEAD) p = take_head(s, p, end);
         else if (s->part == CHUNK_DATA || s->part == LENGTH || s->part == UNTIL_CLOSE) p = take_body(s, p, end, t);
@@ -182,6 +196,8 @@ static void take(struct slot *s, const char *p, size_t n)
 }
 
 /* ---- A slot's life ---- */
+
+static bool more(void) { return seen.opened < streams && now_ns() < over_ns; }
 
 static void watch(struct slot *s, int operation, uint32_t events)
 {
@@ -230,7 +246,7 @@ static void hang_up(struct slot *s)
     seen.last_abort_ns = now_ns(); /* before the close: upstream, on another core, may notice before it returns */
     close(s->fd);
     seen.aborted++, seen.ended++;
-    if (seen.opened < streams) open_stream(s);
+    if (more()) open_stream(s);
 }
 
 static void note_failure(struct slot *s)
@@ -241,25 +257,66 @@ static void note_failure(struct slot *s)
     if (seen.failed == 1) memcpy(seen.first_failure, s->tail, s->tail_n);
 }
 
+static void ask_again(struct slot *s)
+{
+    s->reused = true;
+    ask(s);
+    watch(s, EPOLL_CTL_MOD, EPOLLIN | EPOLLOUT);
+}
+
+static void wake_for_retry(const struct slot *s)
+{
+    uint64_t t = s->retry_ns < over_ns ? s->retry_ns : over_ns;
+    if (t < seen.next_retry_ns) seen.next_retry_ns = t;
+}
+
+/* A stream is opened once, however often its slot has to ask for it. */
+static void put_off(struct slot *s)
+{
+    const char *told = strcasestr(s->head, "\r\nRetry-After:");
+    uint64_t ms = refused_ms >= 0 ? (uint64_t)refused_ms : told ? strtoul(told + 14, NULL, 10) * 1000 : UNTOLD_MS;
+    s->retry_ns = now_ns() + ms * 1000000;
+    wake_for_retry(s);
+    if (s->part == COMPLETE && s->keep_alive) return;
+    close(s->fd);
+    s->fd = -1;
+}
+
+static bool was_put_off(struct slot *s)
+{
+    if (!may_refuse) return false;
+    if (s->status == 200 && !s->tokens && memmem(s->tail, s->tail_n, "\"overloaded\"", 12)) seen.given_up++;
+    else if (s->status == 429) seen.refused_429++;
+    else if (s->status == 503) seen.refused_503++;
+    else return false;
+    if (s->status != 200) sample(&refusal, s->answered_ns - s->asked_ns);
+    put_off(s);
+    return true;
+}
+
 static void end_stream(struct slot *s)
 {
     s->busy = false;
+    if (was_put_off(s)) return;
     seen.ended++;
     if (s->status == 200 && s->tokens == expected && (s->part == COMPLETE || s->part == UNTIL_CLOSE)) seen.ok++;
     else note_failure(s);
-    if (s->part == COMPLETE && s->keep_alive && seen.opened < streams) {
+    if (s->part == COMPLETE && s->keep_alive && more()) {
         seen.opened++;
-        s->reused = true;
-        ask(s);
-        watch(s, EPOLL_CTL_MOD, EPOLLIN | EPOLLOUT);
+        ask_again(s);
         return;
     }
     close(s->fd);
-    if (seen.opened < streams) open_stream(s);
+    if (more()) open_stream(s);
 }
 
 static void on_close(struct slot *s)
 {
+    if (!s->busy) { /* it waits to ask again, and the server keeps the connection no longer */
+        close(s->fd);
+        s->fd = -1;
+        return;
+    }
     if (s->reused && s->head_n == 0) { /* an idle connection may close under a request (RFC 9112 §9.3.1): ask anew */
         close(s->fd);
         dial(s);
@@ -272,7 +329,9 @@ static void on_writable(struct slot *s)
 {
     ssize_t n = send(s->fd, request + s->sent, request_n - s->sent, MSG_NOSIGNAL);
     if (n > 0) s->sent += (size_t)n;
-    if (s->sent == request_n) watch(s, EPOLL_CTL_MOD, EPOLLIN);
+    if (s->sent < request_n) return;
+    s->asked_ns = now_ns();
+    watch(s, EPOLL_CTL_MOD, EPOLLIN);
 }
 
 static void on_readable(struct slot *s)
@@ -285,6 +344,7 @@ static void on_readable(struct slot *s)
         return;
     }
     seen.bytes += n;
+    if (!s->busy) return;
     take(s, bytes, (size_t)n);
     if (abort_after && s->tokens >= abort_after) hang_up(s);
     else if (s->part >= COMPLETE) end_stream(s);
@@ -299,6 +359,26 @@ static void hang_up_due(void)
         struct slot *s = &slots[i];
         if (s->busy && s->hang_up_ns <= t) hang_up(s);
         if (s->busy && s->hang_up_ns < seen.next_hang_up_ns) seen.next_hang_up_ns = s->hang_up_ns;
+    }
+}
+
+/* What was put off until now is asked for again; when no more is asked for, all of it is given up. */
+static void retry_due(void)
+{
+    uint64_t t = now_ns();
+    if (t < seen.next_retry_ns) return;
+    seen.next_retry_ns = UINT64_MAX;
+    for (long i = 0; i < concurrency; i++) {
+        struct slot *s = &slots[i];
+        if (!s->retry_ns) continue;
+        if (s->retry_ns > t && t < over_ns) {
+            wake_for_retry(s);
+            continue;
+        }
+        s->retry_ns = 0;
+        if (t >= over_ns) seen.turned_away++, seen.ended++;
+        else if (s->fd < 0) dial(s);
+        else ask_again(s);
     }
 }
 
@@ -339,6 +419,9 @@ static void report(double seconds)
            (double)seen.bytes / 1e6);
     print_percentiles("latency_us", &latency);
     print_percentiles("ttft_us", &first_token);
+    printf("\"refused_429\":%ld,\"refused_503\":%ld,\"given_up\":%ld,\"turned_away\":%ld,\"overtaken_us\":%llu,",
+           seen.refused_429, seen.refused_503, seen.given_up, seen.turned_away, (unsigned long long)seen.overtaken_ns / 1000);
+    print_percentiles("refusal_us", &refusal);
     printf("\"last_abort_ns\":%llu,\"first_failure\":", (unsigned long long)seen.last_abort_ns);
     print_text(seen.first_failure);
     printf("}\n");
@@ -380,6 +463,7 @@ static int wait_ms(uint64_t next_dial_ns)
     uint64_t t = now_ns(), due = t + STALL_SECONDS * 1000000000ull;
     if (next_dial_ns < due) due = next_dial_ns;
     if (seen.next_hang_up_ns < due) due = seen.next_hang_up_ns;
+    if (seen.next_retry_ns < due - 1000000) due = seen.next_retry_ns + 1000000; /* overslept: nothing is timed by it */
     return due <= t ? 0 : (int)((due - t) / 1000000);
 }
 
@@ -396,7 +480,7 @@ static void run(void)
     uint64_t ramp_ns = (uint64_t)option("LOAD_RAMP_US") * 1000, next_dial_ns = now_ns(), heard_ns = next_dial_ns;
     enum { NO, SOON, NOW } holding = option("LOAD_HOLD") ? SOON : NO;
     struct epoll_event events[EVENTS_MAX];
-    for (long dialed = 0; seen.ended < streams;) {
+    for (long dialed = 0; dialed < concurrency || seen.ended < seen.opened || more();) {
         for (; dialed < concurrency && now_ns() >= next_dial_ns; next_dial_ns += ramp_ns) open_stream(&slots[dialed++]);
         if (dialed == concurrency) next_dial_ns = UINT64_MAX;
         int n = epoll_wait(epoll, events, EVENTS_MAX, wait_ms(next_dial_ns));
@@ -408,12 +492,13 @@ static void run(void)
             if (events[i].events & ~(uint32_t)EPOLLOUT) on_readable(s);
         }
         if (abort_in_time) hang_up_due();
+        if (may_refuse) retry_due();
         if (holding == SOON && seen.standing >= concurrency) {
             holding = NOW;
             if (!hold()) return;
         }
         if (holding != NOW && now_ns() - heard_ns > STALL_SECONDS * 1000000000ull) {
-            fprintf(stderr, "load: nothing arrived for %d s, %ld streams are open\n", STALL_SECONDS, streams - seen.ended);
+            fprintf(stderr, "load: nothing arrived for %d s, %ld streams are open\n", STALL_SECONDS, seen.opened - seen.ended);
             return;
         }
     }
@@ -431,7 +516,9 @@ int main(int argc, char **argv)
     abort_after = option("LOAD_ABORT_AFTER");
     abort_after_ms = option("LOAD_ABORT_AFTER_MS"), abort_spread_ms = option("LOAD_ABORT_SPREAD_MS");
     abort_in_time = abort_after_ms || abort_spread_ms;
-    seen.next_hang_up_ns = UINT64_MAX;
+    const char *refused = getenv("LOAD_REFUSED");
+    may_refuse = refused != NULL, refused_ms = refused && strcmp(refused, "told") ? atol(refused) : -1;
+    seen.next_hang_up_ns = seen.next_retry_ns = UINT64_MAX;
     srand48((long)now_ns());
     make_request(argv, argc);
     struct rlimit files;
@@ -440,11 +527,13 @@ int main(int argc, char **argv)
     setrlimit(RLIMIT_NOFILE, &files);
     latency.us = malloc(SAMPLES_MAX * sizeof *latency.us);
     first_token.us = malloc(SAMPLES_MAX * sizeof *first_token.us);
+    refusal.us = malloc(SAMPLES_MAX * sizeof *refusal.us);
     slots = calloc((size_t)concurrency, sizeof *slots);
     epoll = epoll_create1(EPOLL_CLOEXEC);
-    if (!latency.us || !first_token.us || !slots) return 2;
+    if (!latency.us || !first_token.us || !refusal.us || !slots) return 2;
     uint64_t began = now_ns();
+    if (option("LOAD_FOR_MS")) over_ns = began + (uint64_t)option("LOAD_FOR_MS") * 1000000;
     run();
     report((double)(now_ns() - began) / 1e9);
-    return seen.ok + seen.aborted == streams ? 0 : 1;
+    return seen.ok + seen.aborted + seen.turned_away == (over_ns == UINT64_MAX ? streams : seen.opened) ? 0 : 1;
 }

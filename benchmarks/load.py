@@ -40,6 +40,12 @@ class Loaded(msgspec.Struct, frozen=True):
     mbytes: float
     latency_us: Percentiles
     ttft_us: Percentiles
+    refused_429: int
+    refused_503: int
+    given_up: int
+    turned_away: int
+    overtaken_us: int
+    refusal_us: Percentiles
     last_abort_ns: int
     first_failure: str
 
@@ -55,7 +61,7 @@ class Job(msgspec.Struct, frozen=True):
     tokens: int
 
 
-def load(job: Job, options: Mapping[str, int] | None = None, programs: Path = BIN) -> Loaded:
+def load(job: Job, options: Mapping[str, int | str] | None = None, programs: Path = BIN) -> Loaded:
     """Runs a load to its end. `options` are load.c's, without their `LOAD_`."""
     with loading(job, options or {}, programs) as process:
         output, _ = process.communicate(timeout=LOAD_SECONDS)
@@ -75,7 +81,7 @@ def holding(job: Job) -> Iterator[None]:
 
 
 @contextmanager
-def loading(job: Job, options: Mapping[str, int], programs: Path = BIN) -> Iterator[subprocess.Popen[bytes]]:
+def loading(job: Job, options: Mapping[str, int | str], programs: Path = BIN) -> Iterator[subprocess.Popen[bytes]]:
     """A load that runs until the block ends, at the latest."""
     with tempfile.TemporaryDirectory() as folder:
         body = Path(folder, "request.json")

@@ -23,7 +23,7 @@ class Finished(msgspec.Struct, frozen=True):
 def environment(folder: Path, more: Mapping[str, str]) -> dict[str, str]:
     """Nothing of the developer's own settings."""
     own = {"PATH": os.environ["PATH"], "HOME": str(folder), "LANG": "C.UTF-8", "TERM": "xterm-256color"}
-    return own | {"RELAY_ADMIN_PORT": "-1"} | more  # its usual port is one for the whole machine
+    return {**own, "RELAY_ADMIN_PORT": "-1", **more}  # the admin listener's usual port is one for the whole machine
 
 
 async def run(folder: Path, *arguments: str, stdin: str = "", **variables: str) -> Finished:

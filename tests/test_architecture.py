@@ -14,7 +14,7 @@ MAX_FILE_LINES: Final = 250
 MAX_FUNCTION_LINES: Final = 30
 
 ROOMS: Final = {
-    "words": ("errors", "events", "usage"),
+    "words": ("errors", "events", "usage", "retry_after"),
     "settings": ("settings",),
     "request": ("request",),
     "decode": ("decode",),
@@ -93,7 +93,7 @@ FOREIGN: Final = {
     "dotenv": "settings",
     "pydantic_core": "settings",
     "pydantic_settings": "settings",
-    "structlog": "relay log upstream api door telemetry webhook",
+    "structlog": "relay log quotas upstream api door telemetry webhook",
     "joserfc": "door",
     "cryptography": "door",
     "redis": "log quotas",

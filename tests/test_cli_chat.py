@@ -55,6 +55,15 @@ async def test_json_is_the_events_as_they_came(relay: Upstream, tmp_path: Path) 
     assert relay.requests[0].body["messages"] == [{"role": "user", "content": "Really?"}]
 
 
+async def test_a_key_is_named_by_its_variable(relay: Upstream, tmp_path: Path) -> None:
+    relay.script(thinking_aloud())
+    (tmp_path / ".env").write_text("SHOP_KEY=rk_secret")
+    finished = await run(tmp_path, "chat", "Really?", "--url", url_of(relay), "--key-env", "SHOP_KEY")
+    assert (finished.code, relay.requests[0].headers["authorization"]) == (0, "Bearer rk_secret")
+    missing = await run(tmp_path, "chat", "Really?", "--url", url_of(relay), "--key-env", "NO_KEY")
+    assert (missing.code, "--key-env: there is no variable NO_KEY" in missing.err) == (2, True)
+
+
 @pytest.mark.parametrize("option", [(), ("--json",)], ids=["text", "json"])
 async def test_an_error_in_the_stream_is_exit_1(relay: Upstream, tmp_path: Path, option: tuple[str, ...]) -> None:
     ending = failed(2, "upstream_truncated", partial=True, retryable=True)

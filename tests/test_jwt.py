@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from joserfc.errors import SecurityWarning
-from joserfc.jwk import Key, OctKey, RSAKey
+from joserfc.jwk import ECKey, Key, OctKey, RSAKey
 
 from app.admission.callers import Caller, Grant, Quota
 from app.admission.credentials import MAX_CREDENTIAL_CHARACTERS, Refused
@@ -32,6 +32,7 @@ from tests.credentials import (
     signed,
     token,
 )
+from tests.tls import trusted_by_itself
 
 OTHER: Final = RSAKey.generate_key(2048, {"kid": "rsa"})
 """Not of the issuer, though it has the name of one that is."""
@@ -230,6 +231,14 @@ async def test_several_keys_in_pem_are_all_good(tmp_path: Path) -> None:
     keeper = door(issuers={"idp": issuer(tmp_path, b"".join(key.as_pem(private=False) for key in (EC, OTHER, RSA)))})
     for key, alg in ((RSA, "RS256"), (OTHER, "RS256"), (EC, "ES256")):
         assert await reason(keeper, token(key, alg)) is None
+
+
+async def test_a_key_in_a_certificate_is_good(tmp_path: Path) -> None:
+    certificate, _ = trusted_by_itself(tmp_path)
+    key = ECKey.import_key((tmp_path / "key.pem").read_bytes())
+    keeper = door(issuers={"idp": issuer(tmp_path, certificate.read_bytes())})
+    assert await reason(keeper, token(key, "ES256", header={"kid": None})) is None
+    assert await reason(keeper, token(EC, "ES256")) == "signature"
 
 
 NO_GOOD: Final[dict[str, tuple[bytes, str]]] = {

@@ -1,13 +1,16 @@
 """The chat page in a real browser: what a reader sees of a stream, however it goes."""
 
 import asyncio
+import hashlib
+import json
 from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 from playwright.async_api import Browser, Page, expect
 
-from tests.browser import launched, seated
+from tests.browser import Table, launched, seated
+from tests.relay import fetch
 from tests.upstream import answer, chunk, delta, finish, hang, head, status, usage, wait
 
 
@@ -284,3 +287,33 @@ def user(content: str) -> dict[str, str]:
 async def ask(page: Page, question: str) -> None:
     await page.fill("#message", question)
     await page.press("#message", "Enter")
+
+
+KEY = "rk_" + "k" * 43
+SHOP = {"sha256": (hashlib.sha256(KEY.encode()).hexdigest(),), "mint": True}
+
+
+async def token_at(table: Table) -> str:
+    headers = {"authorization": f"Bearer {KEY}"}
+    response, body = await fetch(table.relay.port, "POST", "/tokens", {"subject": "user-1"}, headers)
+    assert response.status == 201
+    return str(json.loads(body)["token"])
+
+
+async def test_a_page_that_is_opened_with_a_token_is_signed_in_and_forgets_it(chromium: Browser) -> None:
+    async with seated(chromium, failing=True, keys={"shop": SHOP}) as table:
+        table.upstream.script(answer("Hello"))
+        await table.ask("hi")
+        await table.over("failed")
+        await expect(table.answer).to_contain_text("You are not signed in")
+        address = table.page.url
+        await table.page.goto("about:blank")
+        await table.page.goto(f"{address}#token={await token_at(table)}")
+        await expect(table.page).to_have_url(address)
+        await table.ask("hi again")
+        await table.over()
+        await expect(table.prose).to_have_text("Hello")
+        await table.page.reload()
+        await table.ask("and again")
+        await table.over()
+        assert len(table.upstream.requests) == 2

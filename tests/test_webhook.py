@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import ssl
 from collections.abc import AsyncIterator, MutableMapping
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,7 +21,7 @@ from app.settings.tables import WebhookTable
 from app.stream import Cause
 from app.webhook import calls
 from app.webhook.calls import Webhook
-from app.webhook.retrying import LONGEST_WAIT_SECONDS, retry_after_s, wait_s
+from app.webhook.retrying import LONGEST_WAIT_SECONDS, wait_s
 from app.webhook.signing import Signer
 from tests.relay import until
 from tests.summaries import ended
@@ -285,16 +285,6 @@ def test_waits_grow_are_drawn_and_have_a_bound() -> None:
     assert wait_s(3, None, lambda limit: limit / 4) == 4.5
     assert wait_s(1, 30, most) == 32
     assert wait_s(1, 86_400, most) == LONGEST_WAIT_SECONDS + 2
-
-
-def test_retry_after_is_seconds_or_a_date() -> None:
-    now = datetime(2026, 1, 1, 12, tzinfo=UTC)
-    later = (now + timedelta(seconds=90)).strftime("%a, %d %b %Y %H:%M:%S GMT")
-    assert [retry_after_s(header, now) for header in ("7", " 0 ", later)] == [7, 0, 90]
-    assert retry_after_s("Wed, 21 Oct 2015 07:28:00 GMT", now) == 0
-    assert retry_after_s("Wed, 21 Oct 2015 07:28:00 -0000", now) == 0
-    odd = (None, "", "soon", "-1", "1.5", "٣", "Mon, 01 Jan 99999999999 00:00:00 GMT")
-    assert [retry_after_s(header, now) for header in odd] == [None] * 7
 
 
 # What a receiver can do to us

@@ -37,6 +37,7 @@ async def post_chat(request: Request) -> Response:
 
 @router.get("/{chat_id}/stream", summary="The answer that a chat waits for, from its beginning")
 async def get_stream(request: Request, chat_id: str) -> Response:
+    callers.guard(request, parts(request).settings.cors_origins, proof=False)
     waiting = await parts(request).fleet.chat(chat_id, await callers.caller(request))
     if waiting is None or not waiting[0].resumable:
         return Response(status_code=204, headers=NO_STORE)  # the SDK takes all else but a stream for a failure

@@ -12,6 +12,7 @@ from app.request.ag_ui import RunInput
 from app.request.ai_sdk import ChatBody
 from app.request.native import ChatRequest
 from app.request.openai import CompletionRequest
+from app.request.tokens import SessionRequest, TokenRequest
 from app.wire.schema import FRAMING, TEXT, Schema, definitions, object_of, or_null
 
 _REF: Final = "#/components/schemas/{model}"
@@ -20,6 +21,8 @@ _BODIES: Final[dict[str, type[BaseModel]]] = {
     "/v1/chat/completions": CompletionRequest,
     "/api/chat": ChatBody,
     "/ag-ui": RunInput,
+    "/tokens": TokenRequest,
+    "/session": SessionRequest,
 }
 """What is posted where."""
 
@@ -87,6 +90,9 @@ def _schemas() -> dict[str, Schema]:
     return {
         "Result": object_of(result, "What there is of an answer by now."),
         "Failure": object_of({"error": _to("Problem")}, "Every failure that is no stream."),
+        "Token": object_of(
+            {"token": TEXT, "expires_at": TEXT, "seconds": {"type": "number"}}, "A browser token, and until when."
+        ),
         "Stopped": object_of({"id": TEXT}, "The stream that was to be stopped."),
         "Anything": {"type": "object", "description": "As the dialect's own documentation has it."},
         "Health": object_of({"status": {"enum": ["ok", "ready", "draining"]}}, "How the process is."),
@@ -130,6 +136,8 @@ def _answers_of_others() -> dict[str, Schema]:
         "POST /api/chat": {"200": message},
         "GET /api/chat/{chat_id}/stream": {"200": message, "204": idle},
         "DELETE /api/chat/{chat_id}/stream": {"202": _answer("the answer ends, or had ended", _content("Stopped"))},
+        "POST /tokens": {"201": _answer("a token for a browser", _content("Token"))},
+        "POST /session": {"204": _answer("the cookie is set")},
         "POST /ag-ui": {"200": _answer("AG-UI 1.0 events", _stream_of("Anything"), "X-Stream-Id")},
     }
 

@@ -10,6 +10,7 @@ from app.api import callers, intake, opening
 from app.api.collected import CollectedResponse
 from app.api.opening import NO_STORE, parts
 from app.api.response import StreamResponse
+from app.catalogue import no_model
 from app.request import openai as requests
 from app.wire.openai import Chunks
 
@@ -32,12 +33,17 @@ async def post_completion(request: Request) -> Response:
 
 @router.get("/models", summary="The models that can be asked for")
 async def get_models(request: Request) -> Response:
+    grant = (await callers.visitor(request)).grant
     models = await parts(request).catalogue.models()
-    return _json({"object": "list", "data": models})
+    mine = [model for model in models if not grant.models or model["id"] in grant.models]
+    return _json({"object": "list", "data": mine})
 
 
 @router.get("/models/{model:path}", summary="One of them")
 async def get_model(request: Request, model: str) -> Response:
+    grant = (await callers.visitor(request)).grant
+    if grant.models and model not in grant.models:
+        raise no_model(model)
     return _json(await parts(request).catalogue.model(model))
 
 

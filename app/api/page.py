@@ -17,7 +17,7 @@ PAGE: Final = "index.html"
 FILES: Final = (
     *("page.css", "icon.svg"),
     *("page.js", "answer-view.js", "composer.js", "conversation.js", "copy.js", "markdown.js"),
-    *("scroller.js", "status-line.js", "texts.js", "texts/en.js", "texts/zh-CN.js"),
+    *("scroller.js", "session.js", "status-line.js", "texts.js", "texts/en.js", "texts/zh-CN.js"),
     *("relay-client.js", "relay-client.d.ts", "relay-wire.js"),
     *("vendor/marked.js", "vendor/marked.LICENSE", "vendor/purify.js", "vendor/purify.LICENSE"),
     "vendor/manifest.json",

@@ -6,13 +6,13 @@ Upstreams tell a failure by a number (`code`, `status`, `status_code`; as a stri
 
 import re
 from collections.abc import Iterator
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
+from datetime import datetime
 
 from app.decode import tolerant
 from app.decode.scrub import scrubbed
 from app.decode.sse import Frames
 from app.errors import RelayError
+from app.retry_after import seconds
 
 ACCOUNT = re.compile(
     "authenticat|apikey|unauthorized|permission|forbidden|accessdenied|accountdeactivated|unsupportedcountry"
@@ -26,8 +26,6 @@ REQUEST = re.compile(
 
 ACCOUNT_STATUSES = frozenset({401, 402, 403, 409})
 TIMEOUT_STATUSES = frozenset({408, 504, 524})
-
-MAX_RETRY_AFTER_SECONDS = 86_400.0
 
 
 def in_band(error: object, *, carrying: bool) -> RelayError:
@@ -59,7 +57,7 @@ def from_status(status: int, body: bytes, retry_after: str | None, *, now: datet
     §10.2.3), in seconds or as a date; a date needs `now` (with its time zone) to mean anything.
     """
     tellings = list(_tellings(_document(body)))
-    wait_s = _wait_s(retry_after, now)
+    wait_s = seconds(retry_after, now)
     match status:
         case _ if status in ACCOUNT_STATUSES or QUOTA.search(" ".join(_names(tellings))):
             return _account(status)
@@ -149,18 +147,3 @@ def _document(body: bytes) -> object:
     if isinstance(document, list):
         document = next(iter(document), None)  # Gemini puts its error into a list
     return document if isinstance(document, dict) else None
-
-
-def _wait_s(retry_after: str | None, now: datetime | None) -> float | None:
-    text = (retry_after or "").strip()
-    if re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9})?", text):
-        return min(float(text), MAX_RETRY_AFTER_SECONDS)
-    if now is None:
-        return None
-    try:
-        date = parsedate_to_datetime(text)
-    except (ValueError, TypeError, IndexError, OverflowError):  # the parser's own bugs on odd text are upstream's fault
-        return None
-    # "-0000" makes a date without a zone; HTTP knows no zone but GMT (RFC 9110 §5.6.7).
-    aware = date if date.tzinfo is not None else date.replace(tzinfo=UTC)
-    return min(max((aware - now).total_seconds(), 0.0), MAX_RETRY_AFTER_SECONDS)

@@ -117,13 +117,17 @@ class MemoryLog:
         return self.kept_bytes > self.max_bytes or self._budget.exceeded
 
     @property
+    def lag_bytes(self) -> int:
+        """What the slowest attached reader has still to take."""
+        slowest = min((reader.cursor for reader in self.readers), default=None)
+        return 0 if slowest is None else self.kept_bytes - self._bytes_through(slowest)
+
+    @property
     def crowded(self) -> bool:
         """Whether the slowest attached reader is so far behind that upstream must not be read."""
         if not self.readers or not self._dropping:
             return False
-        slowest = min(reader.cursor for reader in self.readers)
-        lag_bytes = self.kept_bytes - self._bytes_through(slowest)
-        return lag_bytes > (SHORT_LAG_BYTES if self._budget.exceeded else self.max_lag_bytes)
+        return self.lag_bytes > (SHORT_LAG_BYTES if self._budget.exceeded else self.max_lag_bytes)
 
     async def room(self) -> None:
         """Waits until the log is no longer crowded, or closing."""

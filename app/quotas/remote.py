@@ -9,7 +9,7 @@ from limits.aio.storage import RedisStorage
 from limits.aio.strategies import FixedWindowRateLimiter
 
 from app.quotas.memory import MemoryWindows
-from app.quotas.server import AWAY, DECISION_SECONDS, Server
+from app.quotas.server import AWAY, Server
 
 ROUNDING_SECONDS: Final = 0.5
 """Redis tells the rest of a window in whole seconds, rounded: nobody is to come back before its end."""
@@ -28,7 +28,7 @@ class Remote:
         if self._server.away:
             return False
         try:
-            async with asyncio.timeout(DECISION_SECONDS):
+            async with self._server.deciding():
                 await decide(self._limiter)
         except AWAY as error:
             if self._server.lost(error):

@@ -1,10 +1,13 @@
 """Connections to one Redis or Valkey server for what is decided there, and whether it can be used.
 
-A decision waits for `DECISION_SECONDS` at most, all its commands and the wait for a connection together; then it is
-made without Redis. Whoever is refused by a part that has lost Redis is refused by this process's own counts.
+So many are asked at a time; the others wait their turn, which is the process being busy and not Redis being away. A
+decision that was begun takes `DECISION_SECONDS` at most, all its commands together. The first that fails makes Redis
+away: then those that wait and those that come are decided without it at once, until somebody else finds it back.
 """
 
 import asyncio
+import contextlib
+from collections.abc import AsyncIterator
 from typing import Final
 
 import structlog
@@ -13,12 +16,13 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
-DECISION_SECONDS: Final = 0.5
+DECISION_SECONDS: Final = 1.0
 
 RETRY_SECONDS: Final = 0.25
-"""Between two tries to reach Redis again; nobody waits for them."""
+"""Between two tries to reach Redis again; no caller waits for them."""
 
-MAX_CONNECTIONS: Final = 8
+MAX_DECISIONS: Final = 16
+"""At a time, each on a connection of its own."""
 
 AWAY: Final = (RedisError, OSError, TimeoutError)
 """What a call raises while the server cannot be used: gone, slow, full, loading, a replica."""
@@ -34,13 +38,15 @@ class Server:
             url,
             protocol=2,
             retry=Retry(NoBackoff(), 0),
-            max_connections=MAX_CONNECTIONS,
+            max_connections=MAX_DECISIONS,
             timeout=DECISION_SECONDS,
             socket_timeout=DECISION_SECONDS,
             socket_connect_timeout=DECISION_SECONDS,
             health_check_interval=0,
+            driver_info=None,  # to tell the server who we are is a round trip of each connection
         )
         self.commands: Final = Redis(connection_pool=self.pool)
+        self._turns = asyncio.Semaphore(MAX_DECISIONS)
         self._probe = f"{prefix}:probe"
         self._part = part
         self._away = asyncio.Event()
@@ -48,6 +54,20 @@ class Server:
     @property
     def away(self) -> bool:
         return self._away.is_set()
+
+    @contextlib.asynccontextmanager
+    async def deciding(self) -> AsyncIterator[None]:
+        """One decision. Raises one of `AWAY`."""
+        async with self._turns:
+            if self._away.is_set():
+                raise ConnectionError("it is away")
+            async with asyncio.timeout(DECISION_SECONDS):
+                yield
+
+    async def probe(self) -> None:
+        """Does what every decision needs: it writes. Raises one of `AWAY`."""
+        async with asyncio.timeout(DECISION_SECONDS):
+            await self.commands.set(self._probe, "1", px=1000)
 
     def lost(self, error: BaseException) -> bool:
         """A call has failed; True for the first since it was there."""
@@ -64,23 +84,17 @@ class Server:
             logger.warning("shared limits are back", part=self._part)
 
     async def lost_within(self, seconds: float) -> None:
-        """Waits until it is away, or so long."""
-        try:
+        """Waits until it is away, and no longer than that."""
+        with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._away.wait()
-        except TimeoutError:
-            return
 
     async def until_back(self) -> None:
-        """Tries what decisions need as well: to write."""
         while self._away.is_set():
             await asyncio.sleep(RETRY_SECONDS)
-            try:
-                async with asyncio.timeout(DECISION_SECONDS):
-                    await self.commands.set(self._probe, "1", px=1000)
-            except AWAY:
-                continue
-            self.found()
+            with contextlib.suppress(*AWAY):
+                await self.probe()
+                self.found()
 
     async def aclose(self) -> None:
         await self.commands.aclose()

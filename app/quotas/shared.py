@@ -13,7 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Final, Self
 
-from app.quotas.server import AWAY, DECISION_SECONDS, RETRY_SECONDS, Server
+from app.quotas.server import AWAY, RETRY_SECONDS, Server
 
 TAKE: Final = Path(__file__).with_name("permits.lua").read_text()
 RENEW: Final = Path(__file__).with_name("renewal.lua").read_text()
@@ -47,14 +47,14 @@ class SharedPermits:
     async def take(self, stream_id: str, scopes: Sequence[tuple[str, int]]) -> str | None:
         """A place under each name, of which there are so many; or none, and the name that is full.
 
-        A place that the stream has is not taken twice. One whose taking was cancelled ends with its lease at the latest.
+        A place that the stream has is not taken twice. Where this is cancelled, one may stay until its lease is over.
         """
         keys = [self._key(scope) for scope, _ in scopes]
         if keys and not self._server.away:
             limits = [limit for _, limit in scopes]
             try:
-                async with asyncio.timeout(DECISION_SECONDS):
-                    full = await self._take(keys, [stream_id, self._lease_ms, *limits])
+                async with self._server.deciding():
+                    full: int = await self._take(keys, [stream_id, self._lease_ms, *limits])
             except AWAY as error:
                 self._server.lost(error)
             else:
@@ -84,8 +84,6 @@ class SharedPermits:
                 await self._renew_all()
             except AWAY as error:
                 self._server.lost(error)
-            else:
-                self._server.found()
 
     async def aclose(self) -> None:
         """What is held ends now: nothing of it runs."""
@@ -98,26 +96,29 @@ class SharedPermits:
         await self._server.aclose()
 
     async def _renew_all(self) -> None:
-        """Also tries, where nothing is held and Redis was lost, whether it is back."""
+        """Also finds out whether Redis is back."""
         if self._server.away:
             await self._server.probe()
+            self._server.found()
         places = iter(list(self._held))
         while some := [place for place in islice(places, MAX_PLACES) if place in self._held]:
-            async with asyncio.timeout(DECISION_SECONDS):
-                await self._renew([key for key, _ in some], [self._lease_ms, *(stream_id for _, stream_id in some)])
+            await self._last(some)
             await self._end([place for place in some if place not in self._held])
+
+    async def _last(self, places: Sequence[Held]) -> None:
+        async with self._server.deciding():
+            await self._renew([key for key, _ in places], [self._lease_ms, *(stream_id for _, stream_id in places)])
 
     async def _end(self, places: Sequence[Held]) -> None:
         """Those that were given back; one that was taken again meanwhile is held again."""
         if not places:
             return
-        async with asyncio.timeout(DECISION_SECONDS), self._server.commands.pipeline(transaction=False) as pipeline:
+        async with self._server.deciding(), self._server.commands.pipeline(transaction=False) as pipeline:
             for key, stream_id in places:
                 pipeline.zrem(key, stream_id)
             await pipeline.execute()
         if again := [place for place in places if place in self._held]:
-            async with asyncio.timeout(DECISION_SECONDS):
-                await self._renew([key for key, _ in again], [self._lease_ms, *(stream_id for _, stream_id in again)])
+            await self._last(again)
 
     def _key(self, scope: str) -> str:
         """Names of callers are not told to who can list keys."""

@@ -5,6 +5,7 @@ import { Composer } from "./composer.js";
 import { Conversation, fail, take } from "./conversation.js";
 import { RelayClient } from "./relay-client.js";
 import { followEnd } from "./scroller.js";
+import { enter } from "./session.js";
 import { explained, suggestions, text, translate } from "./texts.js";
 
 const SAVE_MILLISECONDS = 1000; // what a crash may cost; a reload saves by itself
@@ -167,6 +168,7 @@ function restore() {
 translate(document);
 wireOptions();
 suggest();
+await enter();
 restore();
 element("clear").addEventListener("click", clear);
 // The browser cuts the connection of a page that it leaves: what that looks like from here is not to be kept.

@@ -49,5 +49,5 @@ def configure(settings: Settings) -> None:
     handler.setFormatter(Formatter("%(levelname)s %(name)s %(message)s"))
     logging.basicConfig(level=level, handlers=[handler])
     # These log what passes through them at DEBUG, prompts and answers, and a line for each request at INFO.
-    for name in ("sse_starlette", "openai", "httpx2", "aiohttp"):
+    for name in ("sse_starlette", "openai", "httpx2", "httpcore2", "aiohttp"):
         logging.getLogger(name).setLevel(max(level, logging.WARNING))

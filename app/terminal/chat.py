@@ -83,11 +83,12 @@ class Answer:
 
 
 class Chat:
-    """Questions to one relay with the same fields (`model` and so on)."""
+    """Questions to one relay with the same fields (`model` and so on), and the same `key` where it asks for one."""
 
-    def __init__(self, url: str, *, model: str | None = None, system: str | None = None) -> None:
+    def __init__(self, url: str, *, model: str | None, system: str | None, key: str | None) -> None:
         self._url: Final = url
-        self._relay: Final = AsyncRelayClient(url)
+        headers = None if key is None else {"authorization": f"Bearer {key}"}
+        self._relay: Final = AsyncRelayClient(url, headers=headers)
         self._chat: Final = AsyncStreamingChat(self._relay, system=system, model=model)
         self._quit = False
 

@@ -46,7 +46,7 @@ class Demonstration:
             note(f"port {settings.port} is taken; a free one will do")
             await serve(settings.model_copy(update={"port": 0}), on_ready=self._show)
 
-    async def _show(self, url: str) -> None:
+    async def _show(self, url: str, _admin_url: str | None) -> None:
         note(f"> {self._message}")
         async with AsyncRelayClient(url) as relay:
             answer = Answer(relay.stream(self._message), Typewriter(), url)

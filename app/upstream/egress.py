@@ -51,6 +51,11 @@ def of_table(name: str, table: UpstreamTable, settings: Settings) -> Egress:
     return Egress(proxy, _tls(where, table, target))
 
 
+def proxy_to(url: str, settings: Settings) -> str | None:
+    """The environment's proxy to a URL that is no upstream's. Raises SettingsError."""
+    return _proxy_of_environment(_parts(url, url), settings)
+
+
 def _proxy_of_environment(target: SplitResult, settings: Settings) -> str | None:
     variable, proxy = "HTTP_PROXY", settings.http_proxy
     if target.scheme == "https":

@@ -20,12 +20,13 @@ import aiohttp
 import msgspec
 import structlog
 
+from app import retry_after
 from app.overview import WebhookNow
 from app.settings.kinds import MiB
 from app.settings.tables import WebhookTable
 from app.summary import Summary
 from app.webhook import message
-from app.webhook.retrying import Draw, Verdict, retry_after_s, verdict, wait_s
+from app.webhook.retrying import Draw, Verdict, verdict, wait_s
 from app.webhook.signing import Signer
 
 CALLS_AT_ONCE: Final = 4
@@ -68,12 +69,18 @@ class Webhook:
     """A listener of generations. It can be made before a loop runs; raises SettingsError for a secret that is none."""
 
     def __init__(
-        self, table: WebhookTable, *, user_agent: str, draw: Draw = lambda most: random.uniform(0, most)
+        self,
+        table: WebhookTable,
+        *,
+        user_agent: str,
+        proxy: str | None = None,
+        draw: Draw = lambda most: random.uniform(0, most),
     ) -> None:
         self._table = table
         self._signer = Signer(table.secret().get_secret_value())
         self._draw = draw
         self._user_agent = user_agent
+        self._proxy = proxy
         self._session: aiohttp.ClientSession | None = None
         self._places = asyncio.Semaphore(CALLS_AT_ONCE)
         self._closing = asyncio.Event()
@@ -150,12 +157,16 @@ class Webhook:
         try:
             async with asyncio.timeout(self._table.timeout_seconds):
                 response = await self._session.post(
-                    self._table.url, data=io.BytesIO(call.body), headers=headers, allow_redirects=False
+                    self._table.url,
+                    data=io.BytesIO(call.body),
+                    headers=headers,
+                    proxy=self._proxy,
+                    allow_redirects=False,
                 )
         except (aiohttp.ClientError, OSError) as error:  # TimeoutError is an OSError
             return Answer("failed", type(error).__name__)
         await _finish(response)
-        after_s = retry_after_s(response.headers.get("retry-after"), datetime.now(UTC))
+        after_s = retry_after.seconds(response.headers.get("retry-after"), datetime.now(UTC))
         return Answer(verdict(response.status), str(response.status), after_s)
 
     def _over(self, call: Call, task: asyncio.Task[tuple[Outcome, str]]) -> None:

@@ -34,7 +34,8 @@ class Timings(msgspec.Struct, frozen=True):
 class Data(msgspec.Struct, frozen=True):
     """`text` and `text_cut` are there only where the stream's profile asks for them.
 
-    `subject` is None for an anonymous caller: its subject is its cookie, and who has that can read its streams.
+    `subject` is None for the application itself, and for an anonymous caller: that one's subject is its cookie, and who
+    has that can read its streams.
     """
 
     stream: str

@@ -1,8 +1,6 @@
 """What an answer to a call means, and how long to wait before the next attempt."""
 
 from collections.abc import Callable
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from typing import Final, Literal
 
 Verdict = Literal["delivered", "refused", "failed"]
@@ -31,15 +29,3 @@ def wait_s(failures: int, retry_after_s: float | None, draw: Draw) -> float:
     if retry_after_s is not None:
         return min(retry_after_s, LONGEST_WAIT_SECONDS) + draw(FIRST_WAIT_SECONDS)
     return draw(min(FIRST_WAIT_SECONDS * WAIT_GROWTH ** (failures - 1), LONGEST_WAIT_SECONDS))
-
-
-def retry_after_s(header: str | None, now: datetime) -> float | None:
-    """Seconds or a date (RFC 9110 §10.2.3); None for none, and for what is neither."""
-    text = (header or "").strip()
-    if text.isascii() and text.isdigit():
-        return float(text)
-    try:
-        until = parsedate_to_datetime(text)
-    except (ValueError, TypeError, IndexError, OverflowError):  # the parser's own bugs on odd text are not ours to have
-        return None
-    return max((until.replace(tzinfo=until.tzinfo or UTC) - now).total_seconds(), 0.0)

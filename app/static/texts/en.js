@@ -51,7 +51,7 @@ export default {
 
   errors: {
     invalid_request: "The request was not understood.",
-    unauthorized: "You are not signed in.",
+    unauthorized: "You are not signed in, or not any more.",
     forbidden: "That is not permitted here.",
     not_found: "This answer is no longer there.",
     not_resumable: "The rest of this answer is gone.",

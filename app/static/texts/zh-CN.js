@@ -50,7 +50,7 @@ export default {
 
   errors: {
     invalid_request: "请求无法识别。",
-    unauthorized: "尚未登录。",
+    unauthorized: "尚未登录，或登录已失效。",
     forbidden: "此处不允许该操作。",
     not_found: "这条回答已不存在。",
     not_resumable: "这条回答的剩余部分已无法取回。",
