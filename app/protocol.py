@@ -1,4 +1,5 @@
-"""HTTP/1.1 as uvicorn speaks it, with three things of ours: a bound on the head, no pipelining, our shape of failure.
+"""HTTP/1.1 as uvicorn speaks it, with four things of ours: a bound on what is no body, no trailers, no pipelining, our
+shape of failure.
 
 A second request while the first is being answered ends both: once uvicorn has one waiting it reads no further, and a
 client's departure would go unseen.
@@ -51,7 +52,7 @@ class Parting:
 
 
 class Protocol(HttpToolsProtocol):
-    """HTTP/1.1, with a bound on the head, no pipelining, and failures in the contract's shape."""
+    """HTTP/1.1, with bounds, no pipelining, and failures in the contract's shape."""
 
     max_header_bytes = 64 * 1024
     draining = False
@@ -59,7 +60,7 @@ class Protocol(HttpToolsProtocol):
     max_connections = 20_000
     head_timeout_s = 30.0
     _head_bytes = _unfinished_bytes = _body_bytes = 0
-    _in_head = _seen_off = False
+    _in_message = _in_head = _has_body = _seen_off = False
     _timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -75,13 +76,16 @@ class Protocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """httptools tells of a header when it is whole: one without an end has to be counted as it comes."""
+        """httptools tells of a header when it is whole, and of a chunk's extensions never: without an end, in the head
+        or behind the body, they have to be counted as they come.
+        """
         if self._seen_off:
             return
         if self._timer is None and not self._answering():
             self._expect_head()
+        self._has_body = False
         super().data_received(data)
-        if self._in_head and not self.transport.is_closing():
+        if self._in_message and not self._has_body and not self.transport.is_closing():
             self._unfinished_bytes += len(data)
             if self._unfinished_bytes > self.max_header_bytes:
                 self._head_bytes = self._unfinished_bytes
@@ -90,7 +94,7 @@ class Protocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self._head_bytes = self._unfinished_bytes = self._body_bytes = 0
-        self._in_head = True
+        self._in_message = self._in_head = True
         self.scope["extensions"] = {ABORT: {"call": self.transport.abort}}
 
     def on_url(self, url: bytes) -> None:
@@ -98,11 +102,14 @@ class Protocol(HttpToolsProtocol):
         super().on_url(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
+        """Trailers are passed over (RFC 9110 §6.5.1): a proxy before us has checked the head and may not have them."""
         self._grow(len(name) + len(value) + 4)
-        super().on_header(name, value)
+        if self._in_head:
+            super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         self._in_head = False
+        self._has_come()
         self._stop_timer()
         if self._answering():
             raise PipelinedRequest
@@ -115,10 +122,15 @@ class Protocol(HttpToolsProtocol):
             self.cycle.transport = cast(asyncio.Transport, Parting(self.cycle))
 
     def on_body(self, body: bytes) -> None:
+        self._has_come()
         self._body_bytes += len(body)
         if self._body_bytes > self.max_body_bytes and self.cycle.response_started:
             raise UnreadBody
         super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self._in_message = False
+        super().on_message_complete()
 
     def on_response_complete(self) -> None:
         """After an answer that did not wait for the body the client is heard out for a moment, so that it reads it."""
@@ -175,6 +187,9 @@ class Protocol(HttpToolsProtocol):
             words = "a request with a body cannot change the protocol: send it without `Upgrade`"
             return invalid_request(words, param="Upgrade", status=400)
         return invalid_request("this is not HTTP", status=400)
+
+    def _has_come(self) -> None:
+        self._has_body, self._unfinished_bytes = True, 0
 
     def _grow(self, size: int) -> None:
         self._head_bytes += size

@@ -19,7 +19,7 @@
  *
  * A refusal's answer is timed from its request's last byte to its status line. A stream that was let into the queue and
  * ran out of time there ended with an error event "overloaded" and no token: it was given up, and is no failure either.
- * overtaken_us is the most by which a stream that was asked for later had its first token sooner.
+ * overtaken_us is the most by which the first token of a stream came before that of one that was asked for sooner.
  *
  * prints one line of JSON; exits 0 when every stream was ok or hung up on as asked, 1 when not, 2 when misused.
  */
@@ -81,11 +81,13 @@ static struct slot *slots;
 static struct {
     long opened, ended, ok, failed, aborted, bad_status, timeouts, tokens, bytes, standing;
     long refused_429, refused_503, given_up, turned_away; /* turned away: asked until the end, and never let in */
-    uint64_t last_abort_ns, next_hang_up_ns, next_retry_ns, newest_asked_ns, overtaken_ns;
+    uint64_t last_abort_ns, next_hang_up_ns, next_retry_ns;
     char first_failure[TAIL_MAX + 1];
 } seen;
 
 static struct samples { uint32_t *us; long n; } latency, first_token, refusal;
+static struct begun { uint64_t asked_ns, first_ns; } *begun;
+static long begun_n;
 
 static uint64_t now_ns(void)
 {
@@ -108,8 +110,7 @@ static void on_token(struct slot *s, uint64_t t)
     if (s->tokens++) return;
     sample(&first_token, t - s->began_ns);
     seen.standing++;
-    if (s->asked_ns > seen.newest_asked_ns) seen.newest_asked_ns = s->asked_ns;
-    else if (seen.newest_asked_ns - s->asked_ns > seen.overtaken_ns) seen.overtaken_ns = seen.newest_asked_ns - s->asked_ns;
+    if (begun_n < SAMPLES_MAX) begun[begun_n++] = (struct begun){s->asked_ns, t};
 }
 
 static void scan_stamps(struct slot *s, const char *p, const char *end, uint64_t t)
@@ -401,6 +402,23 @@ static void print_percentiles(const char *name, struct samples *s)
     printf("},");
 }
 
+static int by_asking(const void *a, const void *b)
+{
+    uint64_t x = ((const struct begun *)a)->asked_ns, y = ((const struct begun *)b)->asked_ns;
+    return (x > y) - (x < y);
+}
+
+static uint64_t overtaken_ns(void)
+{
+    uint64_t soonest = UINT64_MAX, most = 0;
+    qsort(begun, (size_t)begun_n, sizeof *begun, by_asking);
+    for (long i = begun_n; i-- > 0;) {
+        if (begun[i].first_ns < soonest) soonest = begun[i].first_ns;
+        else if (begun[i].first_ns - soonest > most) most = begun[i].first_ns - soonest;
+    }
+    return most;
+}
+
 static void print_text(const char *text)
 {
     putchar('"');
@@ -420,7 +438,7 @@ static void report(double seconds)
     print_percentiles("latency_us", &latency);
     print_percentiles("ttft_us", &first_token);
     printf("\"refused_429\":%ld,\"refused_503\":%ld,\"given_up\":%ld,\"turned_away\":%ld,\"overtaken_us\":%llu,",
-           seen.refused_429, seen.refused_503, seen.given_up, seen.turned_away, (unsigned long long)seen.overtaken_ns / 1000);
+           seen.refused_429, seen.refused_503, seen.given_up, seen.turned_away, (unsigned long long)overtaken_ns() / 1000);
     print_percentiles("refusal_us", &refusal);
     printf("\"last_abort_ns\":%llu,\"first_failure\":", (unsigned long long)seen.last_abort_ns);
     print_text(seen.first_failure);
@@ -530,7 +548,8 @@ int main(int argc, char **argv)
     refusal.us = malloc(SAMPLES_MAX * sizeof *refusal.us);
     slots = calloc((size_t)concurrency, sizeof *slots);
     epoll = epoll_create1(EPOLL_CLOEXEC);
-    if (!latency.us || !first_token.us || !refusal.us || !slots) return 2;
+    begun = malloc(SAMPLES_MAX * sizeof *begun);
+    if (!latency.us || !first_token.us || !refusal.us || !begun || !slots) return 2;
     uint64_t began = now_ns();
     if (option("LOAD_FOR_MS")) over_ns = began + (uint64_t)option("LOAD_FOR_MS") * 1000000;
     run();

@@ -14,7 +14,7 @@ MAX_FILE_LINES: Final = 250
 MAX_FUNCTION_LINES: Final = 30
 
 ROOMS: Final = {
-    "words": ("errors", "events", "usage", "retry_after"),
+    "words": ("errors", "events", "usage", "retry_after", "values"),
     "settings": ("settings",),
     "request": ("request",),
     "decode": ("decode",),

@@ -11,6 +11,7 @@ from app.errors import invalid_request
 from app.request.chat import LIMITS
 from app.settings import Settings
 from app.settings.tables import OnDisconnect
+from app.values import MAX_VALUES, too_many
 
 _CURSOR: Final = re.compile(r"(s_[0-9a-f]{32})\.(0|[1-9][0-9]{0,9})", re.ASCII)
 _SEQ: Final = re.compile(r"-1|0|[1-9][0-9]{0,9}", re.ASCII)
@@ -29,16 +30,19 @@ class Cursor(msgspec.Struct, frozen=True):
 
 
 async def read_body(request: Request, settings: Settings) -> bytes:
-    """The body; raises `invalid_request`, 413 above the cap and 400 when it is late, and `ClientDisconnect`."""
+    """The body; raises `invalid_request`, 413 above the caps and 400 when it is late, and `ClientDisconnect`."""
     declared = request.headers.get("content-length", "")
     if declared.isascii() and declared.isdigit() and int(declared[:20]) > settings.max_body_bytes:
         raise _too_large(settings)
     try:
         async with asyncio.timeout(settings.body_timeout_seconds):
-            return await _read(request, settings)
+            body = await _read(request, settings)
     except TimeoutError:
         message = f"the body did not arrive within {settings.body_timeout_seconds:g} s"
         raise invalid_request(message, param="body", status=400) from None
+    if too_many(body):
+        raise invalid_request(f"the body may have at most {MAX_VALUES} values", param="body", status=413)
+    return body
 
 
 def require_json(request: Request) -> None:

@@ -26,7 +26,8 @@ RETRY_SECONDS: Final = 5.0
 
 MAX_KEYS: Final = 100
 _PRIVATE: Final = "there is a private key in it; only the public one belongs here"
-_PEM: Final = re.compile(rb"-----BEGIN ([A-Z0-9 ]+)-----.+?-----END \1-----", re.DOTALL)
+_PEM: Final = re.compile(rb"-----BEGIN ([A-Z0-9 ]+)-----(?:(?!-----BEGIN ).)+?-----END \1-----", re.DOTALL)
+"""A block ends before the next begins: else each beginning without an end would be looked for to the document's end."""
 _UNUSABLE: Final = (
     *(JoseError, SecurityWarning, UnsupportedAlgorithm),
     *(ValueError, TypeError, LookupError, ArithmeticError),

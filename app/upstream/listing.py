@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, Final
 
 from app.errors import RelayError
+from app.values import too_many
 
 MAX_MODELS_BYTES: Final = 8 * 1024 * 1024
 NO_LIST: Final = {404, 405, 501}
@@ -31,6 +32,8 @@ async def read_models(read: Callable[[], Awaitable[bytes]]) -> list[Model]:
 def _models(body: bytes) -> list[Model]:
     """OpenAI's list, or the bare array that some services send."""
     try:
+        if too_many(body):
+            raise ValueError("more values than a list of models has")
         document: Any = json.loads(body, parse_constant=lambda _: None)
         models = document["data"] if isinstance(document, dict) else document
         if not isinstance(models, list):
