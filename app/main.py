@@ -23,8 +23,8 @@ from app.errors import RelayError
 from app.fleet import Fleet
 from app.means import Means
 from app.overview import Overview
+from app.quotas.counting import counting
 from app.quotas.rates import Rates
-from app.quotas.tallies import Tallies
 from app.settings import Settings, load
 from app.streams import Streams
 from app.summary import Listener
@@ -123,19 +123,13 @@ async def _lifespan(settings: Settings, made: Made, app: FastAPI) -> AsyncIterat
         closing.push_async_callback(pool.aclose)
         if made.webhook is not None:
             closing.push_async_callback(made.webhook.aclose)
-        rates = Rates.of(redis_url, settings.redis_prefix)
-        closing.push_async_callback(rates.aclose)
-        if redis_url is not None:
-            from app.quotas.spent import SharedSpent
-
-            spent = SharedSpent(redis_url, settings.redis_prefix)
-            closing.push_async_callback(spent.aclose)
-            made.doorkeeper.spend = spent.spend
-        charging = Charging(rates)
+        counted = counting(redis_url, settings.redis_prefix, lease_s=settings.redis_lease_seconds)
+        quotas = await closing.enter_async_context(counted)
+        if quotas.spend is not None:
+            made.doorkeeper.spend = quotas.spend
+        charging = Charging(quotas.rates)
         closing.push_async_callback(charging.aclose)
-        tallies = Tallies()
-        closing.push_async_callback(tallies.aclose)
-        fleet = _fleet(settings, Means.of(settings, pool, tallies), rates)
+        fleet = _fleet(settings, Means.of(settings, pool, quotas.tallies), quotas.rates)
         closing.push_async_callback(fleet.aclose)
         closing.push_async_callback(fleet.streams.close)
         fleet.streams.listeners += [*made.listeners, charging]

@@ -60,7 +60,7 @@ class Protocol(HttpToolsProtocol):
     max_connections = 20_000
     head_timeout_s = 30.0
     _head_bytes = _unfinished_bytes = _body_bytes = 0
-    _in_message = _in_head = _has_body = _seen_off = False
+    _in_message = _in_head = _went_on = _seen_off = False
     _timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -83,9 +83,9 @@ class Protocol(HttpToolsProtocol):
             return
         if self._timer is None and not self._answering():
             self._expect_head()
-        self._has_body = False
+        self._went_on = False
         super().data_received(data)
-        if self._in_message and not self._has_body and not self.transport.is_closing():
+        if self._in_message and not self._went_on and not self.transport.is_closing():
             self._unfinished_bytes += len(data)
             if self._unfinished_bytes > self.max_header_bytes:
                 self._head_bytes = self._unfinished_bytes
@@ -109,7 +109,7 @@ class Protocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._in_head = False
-        self._has_come()
+        self._goes_on()
         self._stop_timer()
         if self._answering():
             raise PipelinedRequest
@@ -122,7 +122,7 @@ class Protocol(HttpToolsProtocol):
             self.cycle.transport = cast(asyncio.Transport, Parting(self.cycle))
 
     def on_body(self, body: bytes) -> None:
-        self._has_come()
+        self._goes_on()
         self._body_bytes += len(body)
         if self._body_bytes > self.max_body_bytes and self.cycle.response_started:
             raise UnreadBody
@@ -188,8 +188,8 @@ class Protocol(HttpToolsProtocol):
             return invalid_request(words, param="Upgrade", status=400)
         return invalid_request("this is not HTTP", status=400)
 
-    def _has_come(self) -> None:
-        self._has_body, self._unfinished_bytes = True, 0
+    def _goes_on(self) -> None:
+        self._went_on, self._unfinished_bytes = True, 0
 
     def _grow(self, size: int) -> None:
         self._head_bytes += size

@@ -124,7 +124,8 @@ class Streams:
             raise not_resumable()
         if not held and generation.readers >= self.max_readers:
             raise too_many_readers(generation.readers)
-        last = log.readable - 1
+        # What was brought to Redis may have been read elsewhere before its writer has heard that it was.
+        last = (log.readable if log.closed is not None else log.next_seq) - 1
         if after > last and log.closed is None:
             raise invalid_request(f"the stream has not come to {after} yet", param="Last-Event-ID", status=400)
         reader = generation.attach(after if after <= last else last - 1)

@@ -93,6 +93,24 @@ async def test_a_drain_hands_readers_of_other_processes_over(tmp_path: Path) -> 
     reading.is_whole("ab")
 
 
+async def test_what_was_read_elsewhere_is_a_cursor_before_its_writer_has_heard_of_it(tmp_path: Path) -> None:
+    more = asyncio.Event()
+    async with pair(tmp_path, redis_lease_seconds=30) as (redis, upstream, one, _):
+        upstream.script((head(), chunk("a"), wait(more), chunk("b"), finish()))
+        reading = Reading()
+        await reading.begin(one.port, events=2)
+        redis.pause()
+        more.set()
+        log = one.streams.find(reading.id, Caller("", None)).log
+        await until(lambda: log.next_seq == log.readable + 2)
+        cursor = {"last-event-id": f"{reading.id}.{log.readable}"}
+        async with connect(one.port) as connection:
+            response = await connection.request("GET", f"/chat/stream/{reading.id}", None, SSE | cursor)
+            redis.resume()
+            assert response.status == 200
+            assert [event["type"] for event in await response.events() if event["type"] != "ping"] == ["done", "[DONE]"]
+
+
 async def test_what_a_dialect_passes_on_is_read_elsewhere_as_here(tmp_path: Path) -> None:
     """Chunks of upstream that hold no piece included."""
     body = {"model": "m", "messages": [{"role": "user", "content": "hi"}], "stream": True}

@@ -18,7 +18,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from app.api import problems
-from app.api.callers import is_served
+from app.api.callers import guard, is_served
 from app.api.middleware import Edge
 from app.errors import RelayError, invalid_request
 from app.overview import Now, Overview
@@ -83,6 +83,7 @@ async def streams(request: Request) -> Response:
 
 @router.delete("/streams/{stream_id}", summary="Stop a stream")
 async def stop(request: Request, stream_id: str) -> Response:
+    guard(request, (), proof=False)  # the operator's browser may be on any page
     if not _desk(request).overview.stop(stream_id):
         raise RelayError("not_found", "no such stream runs here", phase="admission")
     return JSONResponse({"id": stream_id}, 202, NO_STORE)

@@ -17,6 +17,9 @@ MAX_WINDOWS: Final = 100_000
 DROPPED_AT_ONCE: Final = 4
 """Windows that are over, for each one that begins: there is no moment in which thousands are dropped."""
 
+SAME_SECONDS: Final = 1.5
+"""Ends of a window in Redis that are seen this near to each other are the same end: it is told in whole seconds."""
+
 
 class MemoryWindows(Storage):
     """A window begins with its first use, and lasts as long as its limit says; then it is as if it had never been."""
@@ -40,7 +43,7 @@ class MemoryWindows(Storage):
     async def incr(self, key: str, expiry: float, amount: int = 1) -> int:
         window = self._window(key)
         if window is None:
-            self.begin(key, amount, expiry)
+            self._begin(key, amount, expiry)
             return amount
         self._windows[key] = (window[0] + amount, window[1])
         return window[0] + amount
@@ -54,25 +57,21 @@ class MemoryWindows(Storage):
         window = self._window(key)
         return time.time() + (0.0 if window is None else window[1] - self._clock())
 
-    def begin(self, key: str, used: int, lasts_s: float) -> None:
-        """A window that begins, or one elsewhere that was not known here, and is over after so long."""
-        now = self._clock()
-        self._windows[key] = (used, now + lasts_s)
-        heapq.heappush(self._ends, (now + lasts_s, key))
-        for _ in range(DROPPED_AT_ONCE):
-            if self._ends[0][0] > now and len(self._ends) <= self._max_windows:
-                break
-            ends, old = heapq.heappop(self._ends)
-            if self._windows.get(old, (0, 0.0))[1] == ends:
-                del self._windows[old]
-
     def goes_on(self, key: str, used: int, added: int) -> bool:
-        """So much is used elsewhere of a window, `added` included; False where it cannot be the one known here."""
+        """So much is used of a window in Redis, `added` included; False where it may not be the one known here."""
         window = self._window(key)
         if window is None or used < window[0] + added:
             return False
         self._windows[key] = (used, window[1])
         return True
+
+    def saw(self, key: str, used: int, left_s: float) -> None:
+        """The same, and when it is over. Answers do not always come in the order in which they were given."""
+        window = self._window(key)
+        if window is not None and abs(window[1] - self._clock() - left_s) < SAME_SECONDS:
+            self._windows[key] = (max(used, window[0]), window[1])
+        else:
+            self._begin(key, used, left_s)
 
     async def check(self) -> bool:
         return True
@@ -89,3 +88,14 @@ class MemoryWindows(Storage):
     def _window(self, key: str) -> tuple[int, float] | None:
         window = self._windows.get(key)
         return None if window is None or window[1] <= self._clock() else window
+
+    def _begin(self, key: str, used: int, lasts_s: float) -> None:
+        now = self._clock()
+        self._windows[key] = (used, now + lasts_s)
+        heapq.heappush(self._ends, (now + lasts_s, key))
+        for _ in range(DROPPED_AT_ONCE):
+            if self._ends[0][0] > now and len(self._ends) <= self._max_windows:
+                break
+            ends, old = heapq.heappop(self._ends)
+            if self._windows.get(old, (0, 0.0))[1] == ends:
+                del self._windows[old]

@@ -54,7 +54,7 @@ class RedisWindows(RedisStorage):
     async def incr(self, key: str, expiry: int, amount: int = 1) -> int:
         used = await super().incr(key, expiry, amount)
         if used == amount:
-            self._seen.begin(key, used, expiry)
+            self._seen.saw(key, used, expiry)
         elif not self._seen.goes_on(key, used, amount):
             await self._see(key, used)
         return used
@@ -67,4 +67,4 @@ class RedisWindows(RedisStorage):
 
     async def _see(self, key: str, used: int) -> None:
         left_s = await self.get_expiry(key) - time.time()
-        self._seen.begin(key, used, left_s + ROUNDING_SECONDS)
+        self._seen.saw(key, used, left_s + ROUNDING_SECONDS)
