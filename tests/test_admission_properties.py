@@ -136,19 +136,25 @@ class Admission(RuleBasedStateMachine):
         if held is not None and held.place is not None:
             held.place.succeeded()
 
-    @rule(name=st.sampled_from(sorted(LIMITS)), resting=st.booleans())
-    def break_down(self, name: str, resting: bool) -> None:
-        self.upstreams[name].broken, self.upstreams[name].resting = True, resting
+    @rule(
+        change=st.sampled_from(["break", "rest", "heal", "pass", "poke"]),
+        name=st.sampled_from(sorted(LIMITS)),
+        seconds=st.floats(0, 100),
+    )
+    def change(self, change: str, name: str, seconds: float) -> None:
+        upstream = self.upstreams[name]
+        match change:
+            case "break":
+                upstream.broken, upstream.resting = True, False
+            case "rest":
+                upstream.resting = True
+            case "heal":
+                upstream.heal()
+            case "pass":
+                self.now += seconds
+            case _:
+                self.poke()
 
-    @rule(name=st.sampled_from(sorted(LIMITS)))
-    def heal(self, name: str) -> None:
-        self.upstreams[name].heal()
-
-    @rule(seconds=st.floats(0, 100))
-    def wait(self, seconds: float) -> None:
-        self.now += seconds
-
-    @rule()
     def poke(self) -> None:
         self.capacity.poke(self.now)
         if self.capacity.in_use < MAX_STREAMS:

@@ -27,10 +27,33 @@ def test_those_that_wait_are_let_in_in_the_order_of_their_arrival() -> None:
     running = [hall.enter(), hall.enter()]
     waiting = [hall.enter() for _ in range(3)]
     assert (hall.capacity.in_use, hall.capacity.queued) == (2, 3)
-    hall.release(*running)
-    assert hall.called == waiting[:2]
+    for count, ticket in enumerate(running, start=1):
+        hall.release(ticket)
+        assert hall.called == waiting[:count]
+        assert (hall.capacity.in_use, hall.capacity.queued) == (2, 3 - count)
     assert all(ticket.place is not None for ticket in waiting[:2])
-    assert (hall.capacity.in_use, hall.capacity.queued) == (2, 1)
+
+
+def test_when_several_places_become_free_at_once_all_are_filled() -> None:
+    hall = Hall(a=3)
+    for _ in range(3):
+        hall.enter()
+    waiting = [hall.enter() for _ in range(4)]
+    hall.upstreams["a"].in_use = 0
+    hall.capacity.poke(hall.now)
+    assert hall.called == waiting[:3]
+
+
+def test_a_ticket_that_was_released_is_not_called() -> None:
+    hall = Hall(a=2)
+    hall.enter()
+    hall.enter()
+    first, second = hall.enter(), hall.enter()
+    first.on_admitted = lambda: hall.release(second)
+    hall.upstreams["a"].in_use = 0
+    hall.capacity.poke(hall.now)
+    assert hall.called == []
+    assert hall.capacity.in_use == 3
 
 
 def test_of_several_lines_the_oldest_is_served_first() -> None:
