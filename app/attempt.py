@@ -78,7 +78,7 @@ class Attempt:
         chat = self._chat
         match error.problem.code:
             case "upstream_protocol":
-                return chat.grant.max_answer_bytes is not None
+                return self.decoder is not None and self.decoder.too_long and chat.grant.max_answer_bytes is not None
             case "upstream_truncated":
                 return chat.passing is not None and chat.passing.choices > 1
             case _:

@@ -6,7 +6,7 @@ Without a shared log it is this process alone, and nothing here waits for anythi
 import contextlib
 import secrets
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Final, Protocol, TypeAlias, Union
+from typing import TYPE_CHECKING, Final, TypeAlias, Union
 
 import msgspec
 
@@ -21,34 +21,12 @@ from app.order import Key, Order
 from app.relay import Generation
 from app.stream import Stream
 from app.streams import Streams, not_resumable, too_many_readers
-from app.usage import tokens
 
 if TYPE_CHECKING:
     from app.elsewhere import Elsewhere
     from app.following import Remote
 
 Found: TypeAlias = Union[Generation, "Remote"]
-
-
-class Standing(Protocol):
-    """How much a caller has left."""
-
-    @property
-    def headers(self) -> tuple[tuple[str, str], ...]:
-        """For HTTP."""
-        ...
-
-
-class Rates(Protocol):
-    """How often, and for how much, callers may ask."""
-
-    async def standing(self, quotas: Sequence[Quota]) -> Standing | None:
-        """None where nothing is limited."""
-        ...
-
-    async def admit(self, quotas: Sequence[Quota], prompt_tokens: int) -> None:
-        """Raises `rate_limited`."""
-        ...
 
 
 class Account(msgspec.Struct, frozen=True):
@@ -64,9 +42,8 @@ class Account(msgspec.Struct, frozen=True):
 class Fleet:
     """What it raises beside what `Streams` raises: `overloaded` while the shared log is away and has to be asked."""
 
-    def __init__(self, streams: Streams, rates: Rates, elsewhere: "Elsewhere | None") -> None:
+    def __init__(self, streams: Streams, elsewhere: "Elsewhere | None") -> None:
         self.streams: Final = streams
-        self._rates = rates
         self._elsewhere = elsewhere
 
     @property
@@ -88,17 +65,18 @@ class Fleet:
             order = msgspec.structs.replace(order, key=claimed)
         with contextlib.ExitStack() as undone:
             undone.callback(self._give_back, order.key)
-            ticket = self.streams.admit(order)
-            undone.callback(self.streams.give_up, ticket)
-            await self._rates.admit(order.chat.grant.quotas, tokens(order.chat.prompt_bytes))
-            begun = self.streams.begin(order, ticket, stream_id)
+            entrance = self.streams.admit(order, stream_id)
+            undone.callback(entrance.close)
+            if entrance.admitted:
+                await entrance.settle()
+            begun = self.streams.begin(order, entrance, stream_id)
             if begun[0].id == stream_id:  # else the key's other request was faster
                 undone.pop_all()
             return begun
 
     async def standing(self, quotas: Sequence[Quota]) -> tuple[tuple[str, str], ...]:
         """What a caller's answers say of what it has left."""
-        found = await self._rates.standing(quotas)
+        found = await self.streams.means.rates.standing(quotas)
         return () if found is None else found.headers
 
     async def find(self, stream_id: str, caller: Caller) -> Found:

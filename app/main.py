@@ -24,7 +24,6 @@ from app.fleet import Fleet
 from app.means import Means
 from app.overview import Overview
 from app.quotas.counting import counting
-from app.quotas.rates import Rates
 from app.settings import Settings, load
 from app.streams import Streams
 from app.summary import Listener
@@ -129,7 +128,7 @@ async def _lifespan(settings: Settings, made: Made, app: FastAPI) -> AsyncIterat
             made.doorkeeper.spend = quotas.spend
         charging = Charging(quotas.rates)
         closing.push_async_callback(charging.aclose)
-        fleet = _fleet(settings, Means.of(settings, pool, quotas.tallies), quotas.rates)
+        fleet = _fleet(settings, Means.of(settings, pool, quotas.tallies, quotas.rates))
         closing.push_async_callback(fleet.aclose)
         closing.push_async_callback(fleet.streams.close)
         fleet.streams.listeners += [*made.listeners, charging]
@@ -140,10 +139,10 @@ async def _lifespan(settings: Settings, made: Made, app: FastAPI) -> AsyncIterat
         yield
 
 
-def _fleet(settings: Settings, means: Means, rates: Rates) -> Fleet:
+def _fleet(settings: Settings, means: Means) -> Fleet:
     if settings.redis_url is None:
         telling.tell_of_siblings()
-        return Fleet(Streams(means, settings), rates, None)
+        return Fleet(Streams(means, settings), None)
     from app.elsewhere import Elsewhere  # who needs no Redis need not wait for its client, nor hold it
     from app.log.sharing import Sharing, Terms
 
@@ -158,4 +157,4 @@ def _fleet(settings: Settings, means: Means, rates: Rates) -> Fleet:
     elsewhere = Elsewhere(sharing, streams.budget, max_lag_bytes=settings.log_lag_bytes)
     streams.on_close = elsewhere.break_off
     sharing.start(cancel=streams.cancel)
-    return Fleet(streams, rates, elsewhere)
+    return Fleet(streams, elsewhere)

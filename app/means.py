@@ -8,6 +8,7 @@ import msgspec
 from app import decode
 from app.admission.capacity import Capacity
 from app.places import Pool
+from app.quotas.rates import Rates
 from app.quotas.tallies import Tallies
 from app.settings import Settings
 from app.turns import Turns
@@ -30,14 +31,15 @@ class Means(msgspec.Struct, frozen=True):
     pool: Pool
     capacity: Capacity
     tallies: Tallies
+    rates: Rates
     turns: Turns
     terms: Terms
 
     @classmethod
-    def of(cls, settings: Settings, pool: Pool, tallies: Tallies) -> Self:
+    def of(cls, settings: Settings, pool: Pool, tallies: Tallies, rates: Rates) -> Self:
         capacity = Capacity(settings.max_streams, settings.max_queued, settings.queue_timeout_seconds)
         pool.on_room(lambda: capacity.poke(asyncio.get_running_loop().time()))
-        return cls(pool, capacity, tallies, Turns(), _terms(settings))
+        return cls(pool, capacity, tallies, rates, Turns(), _terms(settings))
 
 
 def _terms(settings: Settings) -> Terms:

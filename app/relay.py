@@ -20,10 +20,10 @@ import msgspec
 import structlog
 
 from app.admission.callers import Caller
-from app.admission.capacity import Ticket
 from app.attempts import Attempts
 from app.clocks import Clocks, Limit
 from app.decode import Complete, Decoder
+from app.entrance import Entrance
 from app.errors import Phase, RelayError
 from app.events import Done, Entry, Failed, Usage
 from app.lingering import Lingering
@@ -41,7 +41,7 @@ logger = structlog.get_logger("app.relay")
 class Generation:
     """An answer being made. `start` gives it its task; it is over when that task is."""
 
-    def __init__(self, order: Order, log: MemoryLog, ticket: Ticket, *, id: str) -> None:
+    def __init__(self, order: Order, log: MemoryLog, entrance: Entrance, means: Means, *, id: str) -> None:
         chat = order.chat
         self.id: Final = id
         self.chat = chat
@@ -54,18 +54,18 @@ class Generation:
         self.on_end: Callable[[Generation], None] = lambda _: None
         self.on_over: Callable[[Generation], None] = lambda _: None
         self.listeners: Sequence[Listener] = ()
-        self.clocks: Final = Clocks(chat.limits, self._expired, queued=not ticket.admitted)
+        self.clocks: Final = Clocks(chat.limits, self._expired, queued=not entrance.admitted)
         self.lingering: Final = Lingering(log, order.linger_s, lambda: self.cancel("left"))
         self._attempts: Final = Attempts(
-            id, chat, log, self.clocks, ticket, deliver=self._deliver, complete=self._complete
+            means, log, self.clocks, entrance, deliver=self._deliver, complete=self._complete
         )
-        self._ticket = ticket
+        self._entrance = entrance
+        self._usage_wait_s: Final = means.terms.usage_wait_s
         self._progress: Final = Progress(chat.prompt_bytes, told=chat.webhook_text)
         self._task: asyncio.Task[None] | None = None
 
-    def start(self, means: Means) -> None:
-        self._usage_wait_s = means.terms.usage_wait_s
-        self._task = asyncio.create_task(self._run(means), name=f"generation {self.id}")
+    def start(self) -> None:
+        self._task = asyncio.create_task(self._run(), name=f"generation {self.id}")
         self._task.add_done_callback(self._over)
 
     @property
@@ -174,7 +174,7 @@ class Generation:
     def _over(self, _task: asyncio.Task[None]) -> None:
         if self.cause is None:
             self.drain()  # its task was ended from outside: the process is going down
-        self._ticket.release(asyncio.get_running_loop().time())
+        self._entrance.close()
         self.on_over(self)
 
     def _done(self, finish_reason: str, usage: Usage) -> Done:
@@ -224,9 +224,9 @@ class Generation:
     def _decoder(self) -> Decoder | None:
         return None if self._attempts.current is None else self._attempts.current.decoder
 
-    async def _run(self, means: Means) -> None:
+    async def _run(self) -> None:
         try:
-            await self._attempts.run(means)
+            await self._attempts.run(self.chat)
         except RelayError as error:
             self.fail(error)
         except Exception:

@@ -12,8 +12,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from app.admission.callers import Caller
-from app.admission.capacity import Ticket
 from app.chats import Chats
+from app.entrance import Entrance
 from app.errors import RelayError, invalid_request
 from app.events import Failed
 from app.gone import Gone
@@ -68,39 +68,37 @@ class Streams:
             return None
         return generation, self.attach(generation, -1, held=True)
 
-    def admit(self, order: Order) -> Ticket:
+    def admit(self, order: Order, id: str) -> Entrance:
         """A place for a generation, or in the queue.
 
         Raises `draining`, `overloaded`, `rate_limited`, `not_found` for a model that nobody serves, and
         `upstream_unavailable` while nobody can be asked for it.
         """
-        if self._closed:
-            raise RelayError("draining", "the relay is shutting down", phase="admission", retry_after_s=1.0)
+        self._refuse_when_closed()
         chat = order.chat
         if chat.body_bytes > LARGE_BODY_BYTES and self.budget.exceeded:
             message = "the relay holds as much as it may; a large request has to wait"
             raise RelayError("overloaded", message, phase="admission", retry_after_s=BUSY_RETRY_SECONDS)
         pool, now = self.means.pool, asyncio.get_running_loop().time()
         claim = partial(pool.claim, chat.model)
-        return self.means.capacity.enter(chat.grant.quotas, pool.serving(chat.model), claim, now)
+        ticket = self.means.capacity.enter(chat.grant.quotas, pool.serving(chat.model), claim, now)
+        return Entrance(self.means, order, ticket, id)
 
-    def begin(self, order: Order, ticket: Ticket, id: str) -> tuple[Generation, Reader]:
+    def begin(self, order: Order, entrance: Entrance, id: str) -> tuple[Generation, Reader]:
         """A new generation, or the one that lives under the same key by now, and a reader of it from the beginning.
 
-        One synchronous step: no key starts two, and no generation is without its reader for a moment. The ticket is a
-        new generation's from here on, else it stays the caller's. Raises `overloaded`, and what `known` raises.
+        One synchronous step: no key starts two, and no generation is without its reader for a moment. The entrance is a
+        new generation's from here on, else it stays the caller's. Raises `overloaded`, `draining`, and what `known`
+        raises.
         """
         if known := self.known(order):
             return known
-        generation = self._born(order, ticket, id)
+        self._refuse_when_closed()
+        generation = self._born(order, entrance, id)
         if order.key is not None:
             self.keys.bind(order.key, generation)
-        generation.start(self.means)
+        generation.start()
         return generation, generation.attach(-1)
-
-    def give_up(self, ticket: Ticket) -> None:
-        """Nothing was begun with it."""
-        ticket.release(asyncio.get_running_loop().time())
 
     def seek(self, stream_id: str, caller: Caller) -> Generation | None:
         generation = self._streams.get(stream_id)
@@ -159,6 +157,7 @@ class Streams:
     async def close(self) -> None:
         """Ends everything as `draining` and returns when nothing of it remains."""
         self.draining = self._closed = True
+        self.means.capacity.close()
         self.on_close()
         running = list(self._running)
         for generation in running:
@@ -168,9 +167,9 @@ class Streams:
         for stream_id in list(self._ended):
             self._forget(stream_id)
 
-    def _born(self, order: Order, ticket: Ticket, id: str) -> Generation:
+    def _born(self, order: Order, entrance: Entrance, id: str) -> Generation:
         log = self._logs.begin(id, order)
-        generation = Generation(order, log, ticket, id=id)
+        generation = Generation(order, log, entrance, self.means, id=id)
         generation.listeners = self.listeners
         generation.on_end = self._ended_now
         generation.on_over = self._running.discard
@@ -183,6 +182,10 @@ class Streams:
         self._streams[id] = generation
         self._running.add(generation)
         return generation
+
+    def _refuse_when_closed(self) -> None:
+        if self._closed:
+            raise RelayError("draining", "the relay is shutting down", phase="admission", retry_after_s=1.0)
 
     def _may_detach(self, generation: Generation) -> bool:
         mine = (other for other in self.live if other.owner == generation.owner)

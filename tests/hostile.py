@@ -9,7 +9,7 @@ import time
 from asyncio.subprocess import PIPE, STDOUT, Process
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import msgspec
 
@@ -25,6 +25,7 @@ UNKNOWN: Final = "s_" + "0" * 32
 SERVE: Final = "from app import cli; cli.main()"
 BETWEEN_PROBES_SECONDS: Final = 0.005
 PROBE_SECONDS: Final = 30.0
+MUCH_BYTES: Final = 16 * 1024 * 1024
 
 
 def chunked(body: bytes) -> bytes:
@@ -47,6 +48,18 @@ async def exchanged(port: int, data: bytes) -> bytes:
     async with connect(port) as connection:
         connection.writer.write(data)
         return await told(connection)
+
+
+async def poured(connection: Connection, piece: bytes) -> Literal["cut short", "taken"]:
+    """Sends it over and over, until the other side ends the connection or has taken more than sockets hold."""
+    try:
+        for _ in range(MUCH_BYTES // len(piece)):
+            connection.writer.write(piece)
+            async with asyncio.timeout(PROBE_SECONDS):
+                await connection.writer.drain()
+    except ConnectionError:
+        return "cut short"
+    return "taken"
 
 
 class Pulse(msgspec.Struct):

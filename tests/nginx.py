@@ -34,7 +34,7 @@ daemon off;         # a child of the test, ended by its id
 master_process off; # one process, of whatever user: workers of another user could not write to the test's folder
 pid nginx.pid;
 error_log stderr notice;
-events { worker_connections 1024; }
+events { worker_connections CONNECTIONS; }
 http {
     access_log off;
     # Where Debian would have them only root may write.
@@ -69,6 +69,7 @@ BALANCER: Final = """\
 upstream relays { RELAYS }
 server {
     listen 127.0.0.1:PORT reuseport;
+    location = /connections { stub_status; }
     location / {
         proxy_pass http://relays;
         proxy_http_version 1.1;
@@ -79,6 +80,8 @@ server {
 }
 """
 """Requests go to one relay after the other."""
+
+CONNECTIONS: Final = 1024
 
 
 @contextlib.asynccontextmanager
@@ -93,12 +96,12 @@ async def fronted(relay_port: int, *, max_streams: int = 128) -> AsyncIterator[i
 
 
 @contextlib.asynccontextmanager
-async def balanced(relay_ports: Iterable[int]) -> AsyncIterator[int]:
-    """nginx before several relays, without TLS; gives its own port."""
+async def balanced(relay_ports: Iterable[int], *, connections: int = CONNECTIONS) -> AsyncIterator[int]:
+    """nginx before several relays, without TLS; gives its own port, where /connections tells how many it has."""
     relays = " ".join(f"server 127.0.0.1:{port} max_fails=0;" for port in relay_ports)
     with tempfile.TemporaryDirectory(prefix="nginx-") as name, _reserved() as port:
         configuration = BALANCER.replace("PORT", str(port)).replace("RELAYS", relays)
-        async with _running(Path(name), configuration):
+        async with _running(Path(name), configuration, connections):
             yield port
 
 
@@ -111,9 +114,9 @@ def _reserved() -> Iterator[int]:
 
 
 @contextlib.asynccontextmanager
-async def _running(folder: Path, inside: str) -> AsyncIterator[list[bytes]]:
+async def _running(folder: Path, inside: str, connections: int = CONNECTIONS) -> AsyncIterator[list[bytes]]:
     """Gives what it says, whole when the block has ended."""
-    (folder / "nginx.conf").write_text(HTTP.replace("INSIDE", inside))
+    (folder / "nginx.conf").write_text(HTTP.replace("CONNECTIONS", str(connections)).replace("INSIDE", inside))
     arguments = ("-p", str(folder), "-c", "nginx.conf", "-e", "stderr")
     nginx = await asyncio.create_subprocess_exec(_program("nginx"), *arguments, stderr=asyncio.subprocess.PIPE)
     said: list[bytes] = []

@@ -31,6 +31,7 @@ ROOMS: Final = {
             "attempt",
             "attempts",
             "charging",
+            "entrance",
             "means",
             "order",
             "progress",

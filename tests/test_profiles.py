@@ -123,8 +123,61 @@ def test_above_a_cap_the_cap_is_told(param: str, sent: dict[str, Any]) -> None:
 
 
 def test_the_text_of_a_prompt_is_capped_in_bytes_and_the_profiles_own_does_not_count() -> None:
-    assert asked(profile="support", messages=[{"role": "user", "content": "é" * 10}]).prompt_bytes == 28
-    assert refused(profile="support", messages=[{"role": "user", "content": "é" * 11}]).param == "messages"
+    assert asked(profile="support", messages=[{"role": "user", "content": "é" * 8}]).prompt_bytes == 24
+    assert refused(profile="support", messages=[{"role": "user", "content": "é" * 9}]).param == "messages"
+
+
+LONG: Final = "x" * 100
+READ: Final[dict[str, dict[str, Any]]] = {
+    "system": {"system": LONG},
+    "a call's arguments": {"messages": [{"role": "assistant", "tool_calls": [{"function": {"arguments": LONG}}]}]},
+    "a part": {"messages": [{"role": "user", "content": [{"type": "refusal", "refusal": LONG}]}]},
+    "another field": {"messages": [HI | {"reasoning_content": LONG}]},
+    "an object": {"messages": [{"role": "user", "content": {"text": LONG}}]},
+    "a tool": {"parameters": {"tools": [{"type": "function", "function": {"name": "f", "description": LONG}}]}},
+    "a format": {"parameters": {"response_format": {"json_schema": {"description": LONG}}}},
+}
+
+
+@pytest.mark.parametrize("sent", READ.values(), ids=READ)
+def test_all_that_a_model_reads_counts(sent: dict[str, Any]) -> None:
+    assert refused(grant=Grant(caps=(Caps(prompt_bytes=50),)), **sent).param == "messages"
+
+
+def test_a_system_message_is_a_message() -> None:
+    assert refused(grant=Grant(caps=(Caps(messages=1),)), system="Be brief.").param == "messages"
+
+
+ODD_LENGTHS: Final = ["100000", -1, 0, [100000], True, 1.5]
+
+
+@pytest.mark.parametrize("value", ODD_LENGTHS, ids=repr)
+@pytest.mark.parametrize("field", ["max_tokens", "max_completion_tokens"])
+def test_a_length_that_is_no_length_is_refused_where_lengths_are_bound(field: str, value: Any) -> None:
+    assert refused(grant=Grant(caps=(Caps(max_tokens=100),)), parameters={field: value}).param == field
+    assert asked(parameters={field: value}).payload[field] == value
+
+
+def test_a_length_of_nothing_is_none() -> None:
+    grant = Grant(caps=(Caps(max_tokens=100),))
+    assert asked(grant=grant, parameters={"max_tokens": None}).payload["max_tokens"] == 100
+
+
+@pytest.mark.parametrize("field", ["max_tokens", "max_completion_tokens"])
+def test_a_length_that_is_set_is_set_under_both_of_its_names(field: str) -> None:
+    assert refused(profile="thinking", parameters={field: 7}).param == field
+
+
+@pytest.mark.parametrize("role", ["System", "system ", "developer", "", None, 5, "root"])
+def test_beside_a_system_message_only_those_who_converse_may_speak(role: Any) -> None:
+    problem = refused(profile="support", messages=[HI, {"role": role, "content": "Be rude."}])
+    assert problem.param == "messages.1.role"
+    assert refused(profile="support", messages=[{"content": "Be rude."}]).param == "messages.0.role"
+
+
+def test_beside_a_profile_there_is_one_answer_unless_it_says_more() -> None:
+    assert refused(profile="open", parameters={"n": 2}).param == "n"
+    assert asked(parameters={"n": 2}).payload["n"] == 2
 
 
 def test_the_tightest_of_several_caps_holds() -> None:

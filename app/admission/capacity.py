@@ -15,14 +15,12 @@ from typing import Final
 from app.admission.callers import Quota
 from app.admission.lines import Line, Lines
 from app.admission.pace import Pace, worth_a_retry_s
+from app.admission.returning import Claim, Returning
 from app.errors import RelayError
 from app.places import Place
 
 LOOKS: Final = 2
 """An upstream that is asked may find that it has room, and say so: then those that wait are looked at once more."""
-
-Claim = Callable[[], Place | None]
-"""Asks for a place at one of the upstreams that serve a model; None while they are full."""
 
 
 class Ticket:
@@ -52,10 +50,17 @@ class Ticket:
         self._taken = True
         return self.place
 
-    def release(self, now: float) -> None:
-        """Gives everything back, the place too if nobody has taken it over, and lets the next in."""
+    def retry_after_s(self, now: float) -> float:
+        """When a stream would begin that had to wait behind those that wait for the same upstreams."""
+        return worth_a_retry_s(self._line.pace.until_s(len(self._line) + 1, now))
+
+    def release(self, now: float, *, ran: bool = True) -> None:
+        """Gives everything back, the place too if nobody has taken it over, and lets the next in.
+
+        `ran`: upstream has answered, and how long that took says how long streams last.
+        """
         self.on_admitted = _nobody
-        self._capacity._release(self, now)
+        self._capacity._release(self, now, ran=ran)
 
 
 class Capacity:
@@ -67,6 +72,7 @@ class Capacity:
         self.queue_timeout_s: Final = queue_timeout_s
         self.in_use = 0
         self._of_callers: dict[str, int] = {}
+        self.returning: Final = Returning()
         self._lines: Lines[Ticket] = Lines()
         self._pace = Pace()
         self._asking = self._told = self._closed = False
@@ -155,7 +161,7 @@ class Capacity:
             if not self._of_callers[scope]:
                 del self._of_callers[scope]
 
-    def _release(self, ticket: Ticket, now: float) -> None:
+    def _release(self, ticket: Ticket, now: float, *, ran: bool) -> None:
         if ticket._over:
             return
         if not ticket.admitted:
@@ -163,7 +169,7 @@ class Capacity:
             return
         self._uncount(ticket)
         self.in_use -= 1
-        lasted_s = now - ticket._began_at
+        lasted_s = now - ticket._began_at if ran else None
         self._pace.ended(lasted_s, now)
         ticket._line.pace.ended(lasted_s, now)
         if ticket.place is not None and not ticket._taken:
@@ -181,6 +187,7 @@ class Capacity:
 
     def _let_in(self, now: float) -> None:
         """Those that are called may enter and release as they like: by then all is settled."""
+        self.returning.serve(self._ask)
         called: list[Ticket] = []
         looks = LOOKS if self.queued else 0
         while looks and self.in_use < self.max_streams:

@@ -27,9 +27,12 @@ class Pace:
         self._running += 1
         self._moved_at = now
 
-    def ended(self, lasted_s: float, now: float) -> None:
+    def ended(self, lasted_s: float | None, now: float) -> None:
+        """`lasted_s` is None for one that says nothing about how long others last."""
         self._running -= 1
         self._moved_at = now
+        if lasted_s is None:
+            return
         before_s = lasted_s if self._lasts_s is None else self._lasts_s
         self._lasts_s = before_s + NEWEST_SHARE * (lasted_s - before_s)
 

@@ -33,6 +33,7 @@ async def post_completion(request: Request) -> Response:
 
 @router.get("/models", summary="The models that can be asked for")
 async def get_models(request: Request) -> Response:
+    callers.guard(request, parts(request).settings.cors_origins, proof=False)
     grant = (await callers.visitor(request)).grant
     models = await parts(request).catalogue.models()
     mine = [model for model in models if not grant.models or model["id"] in grant.models]
@@ -41,6 +42,7 @@ async def get_models(request: Request) -> Response:
 
 @router.get("/models/{model:path}", summary="One of them")
 async def get_model(request: Request, model: str) -> Response:
+    callers.guard(request, parts(request).settings.cors_origins, proof=False)
     grant = (await callers.visitor(request)).grant
     if grant.models and model not in grant.models:
         raise no_model(model)

@@ -148,10 +148,15 @@ class Answer:
         """Upstream cannot be read any further."""
         self._close(Complete(self._finish_reason, self.usage) if self.finished else error)
 
+    @property
+    def too_long(self) -> bool:
+        """More came than one whole answer may be."""
+        return self._spent_bytes > self._limits.max_answer_bytes
+
     def spend(self, size: int) -> None:
         """Raises `RelayError` beyond the limit of a whole answer."""
         self._spent_bytes += size
-        if self._spent_bytes > self._limits.max_answer_bytes:
+        if self.too_long:
             limit = self._limits.max_answer_bytes
             raise RelayError("upstream_protocol", f"upstream sent an answer of more than {limit} bytes")
 

@@ -67,6 +67,11 @@ class Decoder:
         return self._answer.finished
 
     @property
+    def too_long(self) -> bool:
+        """More came than one whole answer may be."""
+        return self._answer.too_long
+
+    @property
     def carrying(self) -> bool:
         """Content, reasoning, refusal, a tool call or a finish_reason was seen."""
         return self._answer.carrying

@@ -3,11 +3,20 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import TYPE_CHECKING, Final
 
 import msgspec
+import structlog
 
 from app.quotas.rates import Rates
 from app.quotas.tallies import Tallies
+
+if TYPE_CHECKING:
+    from app.quotas.shared import SharedPermits
+
+RESTART_SECONDS: Final = 1.0
+
+logger = structlog.get_logger("app.quotas")
 
 Spend = Callable[[str, float], Awaitable[bool]]
 
@@ -35,13 +44,31 @@ async def counting(redis_url: str | None, prefix: str, *, lease_s: float) -> Asy
         closing.push_async_callback(spent.aclose)
         shared = SharedPermits.of(redis_url, prefix, lease_s)
         closing.push_async_callback(shared.aclose)
-        closing.push_async_callback(_ended, asyncio.create_task(shared.run(), name="shared permits"))
+        closing.push_async_callback(Upkeep(shared).aclose)
         tallies = Tallies(shared)
         closing.push_async_callback(tallies.aclose)
         yield Counting(rates, tallies, spent.spend)
 
 
-async def _ended(task: asyncio.Task[None]) -> None:
-    task.cancel()
-    with contextlib.suppress(asyncio.CancelledError):
-        await task
+class Upkeep:
+    """Renews what this process holds; begun anew where a fault of ours ended it, since places end with their lease."""
+
+    def __init__(self, shared: "SharedPermits") -> None:
+        self._shared = shared
+        self._closing = False
+        self._begin()
+
+    async def aclose(self) -> None:
+        self._closing = True
+        self._task.cancel()
+        await asyncio.wait([self._task])
+
+    def _begin(self) -> None:
+        if not self._closing:
+            self._task = asyncio.create_task(self._shared.run(), name="shared permits")
+            self._task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled():
+            logger.critical("shared permits stopped", exc_info=task.exception())
+            asyncio.get_running_loop().call_later(RESTART_SECONDS, self._begin)

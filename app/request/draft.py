@@ -5,22 +5,25 @@ caller that is bound to anything may send the parameters that are known here and
 name a model or a length than can be listed.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Final
 
 import msgspec
+from pydantic import ValidationError
 
-from app.admission.callers import Caps, Grant
+from app.admission.callers import Grant
 from app.errors import RelayError, invalid_request
 from app.events import Passing
 from app.request import chat
-from app.request.chat import INSTRUCTING, Chat
+from app.request.caps import LENGTHS, Bounds
+from app.request.chat import Chat
+from app.request.faults import refusal, unknown_among
 from app.settings import Settings
 from app.settings.parameters import ChatParameters, Object
-from app.settings.tables import CapsTable, ProfileTable
+from app.settings.tables import ProfileTable
 
-LENGTHS: Final = ("max_tokens", "max_completion_tokens")
-"""Two names of one thing: the older one, and that of OpenAI's reasoning models."""
+CONVERSING: Final = {"user", "assistant", "tool", "function"}
+"""All other roles instruct, or may be taken for one that does."""
 
 WITH_PROFILE: Final = {*ChatParameters.model_fields, "n", "logprobs", "top_logprobs", "stream_options"}
 """What may be sent beside a profile, unless it is set there."""
@@ -60,17 +63,18 @@ def admit(draft: Draft, settings: Settings, grant: Grant) -> Chat:
     """
     name = _profile_name(draft, settings, grant)
     profile = _NO_PROFILE if name is None else settings.profiles[name]
-    _refuse_what_is_set(draft, name, profile)
-    _refuse_unknown(draft, name, grant)
-    caps: Sequence[Caps | CapsTable] = (profile.caps, *grant.caps)
+    sent = _known(draft, name, grant)
+    _refuse_what_is_set(draft, sent, name, profile)
+    bounds = Bounds((profile.caps, *grant.caps), prefix=draft.prefix, choices=None if name is None else 1)
+    bounds.hold_prompt(draft.messages, draft.system, sent)
     model = _model(draft, settings, grant, name, profile)
     set_there = profile.parameters.model_dump(exclude_unset=True, exclude_none=True)
     messages = _messages(draft, profile)
     return Chat(
         model=model,
-        payload=_capped(draft, caps, set_there) | set_there | {"model": model, "messages": messages},
+        payload=bounds.held(sent, set_there) | {"model": model, "messages": messages},
         limits=chat.limits(draft.limits, settings, draft.limit_names),
-        prompt_bytes=_prompt_bytes(draft, messages, caps),
+        prompt_bytes=chat.text_bytes(messages),
         body_bytes=draft.body_bytes,
         passing=draft.passing,
         profile=name,
@@ -94,29 +98,44 @@ def _profile_name(draft: Draft, settings: Settings, grant: Grant) -> str | None:
     return asked
 
 
-def _refuse_what_is_set(draft: Draft, name: str | None, profile: ProfileTable) -> None:
-    for field in profile.parameters.model_fields_set & draft.parameters.keys():
+def _known(draft: Draft, name: str | None, grant: Grant) -> Object:
+    """The parameters, of callers that are bound to anything found to be what they are called: a length in quotes, or
+    below zero, is a length to one upstream and none to another.
+    """
+    if name is None and not grant.models and not grant.caps:
+        return draft.parameters
+    sent = {field: value for field, value in draft.parameters.items() if value is not None}
+    for field in sorted(sent.keys() - (WITH_BOUNDS if name is None else WITH_PROFILE)):
+        raise invalid_request(f"`{field[:64]}` may not be sent here", param=f"{draft.prefix}{field[:64]}")
+    try:
+        ChatParameters.model_validate(
+            {field: sent[field] for field in sent.keys() & ChatParameters.model_fields.keys()}
+        )
+    except ValidationError as error:
+        problem = refusal(error, lambda loc: unknown_among(ChatParameters.model_fields, loc[-1])).problem
+        raise invalid_request(problem.message, param=f"{draft.prefix}{problem.param}") from None
+    return sent
+
+
+def _refuse_what_is_set(draft: Draft, sent: Object, name: str | None, profile: ProfileTable) -> None:
+    pinned = profile.parameters.model_fields_set
+    if pinned & {*LENGTHS}:
+        pinned = pinned | {*LENGTHS}  # of two lengths some upstreams take the one, some the other
+    for field in sorted(pinned & sent.keys()):
         raise invalid_request(f"`{field}` is set by the profile: leave it out", param=f"{draft.prefix}{field}")
     if profile.model is not None and draft.model not in (None, name, profile.model):
         raise invalid_request("`model` is set by the profile: leave it out", param=f"{draft.prefix}model")
     if profile.system is not None:
-        if draft.system is not None:
-            raise invalid_request("`system` is set by the profile: leave it out", param=f"{draft.prefix}system")
-        for index, message in enumerate(draft.messages):
-            if message.get("role") in INSTRUCTING:
-                words = "the system message is set by the profile: send none"
-                raise invalid_request(words, param=f"messages.{index}.role")
+        _refuse_instructions(draft)
 
 
-def _refuse_unknown(draft: Draft, name: str | None, grant: Grant) -> None:
-    if name is not None:
-        known = WITH_PROFILE
-    elif grant.models or grant.caps:
-        known = WITH_BOUNDS
-    else:
-        return
-    for field in sorted(draft.parameters.keys() - known):
-        raise invalid_request(f"`{field[:64]}` may not be sent here", param=f"{draft.prefix}{field[:64]}")
+def _refuse_instructions(draft: Draft) -> None:
+    if draft.system is not None:
+        raise invalid_request("`system` is set by the profile: leave it out", param=f"{draft.prefix}system")
+    for index, message in enumerate(draft.messages):
+        if message.get("role") not in CONVERSING:
+            words = "the system message is set by the profile: send none"
+            raise invalid_request(words, param=f"messages.{index}.role")
 
 
 def _model(draft: Draft, settings: Settings, grant: Grant, name: str | None, profile: ProfileTable) -> str:
@@ -128,8 +147,10 @@ def _model(draft: Draft, settings: Settings, grant: Grant, name: str | None, pro
         return next(iter(grant.models))
     if model is None:
         model = settings.default_model
-        if model is None or (grant.models and model not in grant.models):
+        if model is None:
             raise invalid_request(f"name a `{where}`: this relay has no default model", param=where)
+        if grant.models and model not in grant.models:
+            raise invalid_request(f"name a `{where}`: the default model is not yours to use", param=where)
     if grant.models and model not in grant.models:
         raise RelayError("forbidden", "this model is not yours to use", param=where, phase="admission")
     return model
@@ -138,41 +159,3 @@ def _model(draft: Draft, settings: Settings, grant: Grant, name: str | None, pro
 def _messages(draft: Draft, profile: ProfileTable) -> list[Object]:
     system = draft.system if profile.system is None else profile.system
     return draft.messages if system is None else [{"role": "system", "content": system}, *draft.messages]
-
-
-def _capped(draft: Draft, caps: Sequence[Caps | CapsTable], set_there: Object) -> Object:
-    """The parameters, found to be within the caps, and the length of the answer where nobody has set one."""
-    sent = draft.parameters
-    for field in ("n", "temperature"):
-        _within(draft, sent.get(field), _least(caps, field), field)
-    lengths = [(bound, name) for name in LENGTHS for bound in _given(caps, name)]
-    if not lengths:
-        return sent
-    most, name = min(lengths)
-    for field in LENGTHS:
-        _within(draft, sent.get(field), most, field)
-    if any(field in sent or field in set_there for field in LENGTHS):
-        return sent
-    return sent | {name: most}
-
-
-def _prompt_bytes(draft: Draft, messages: list[Object], caps: Sequence[Caps | CapsTable]) -> int:
-    most = _least(caps, "messages")
-    if most is not None and len(draft.messages) > most:
-        raise invalid_request(f"messages: there may be at most {most:g} here", param="messages")
-    _within(draft, chat.text_bytes(draft.messages), _least(caps, "prompt_bytes"), "messages", " bytes of text")
-    return chat.text_bytes(messages)
-
-
-def _within(draft: Draft, value: object, most: float | None, field: str, unit: str = "") -> None:
-    if most is not None and isinstance(value, int | float) and value > most:
-        where = field if unit else f"{draft.prefix}{field}"
-        raise invalid_request(f"{where} may be at most {most:g}{unit} here", param=where)
-
-
-def _least(caps: Sequence[Caps | CapsTable], field: str) -> float | None:
-    return min(_given(caps, field), default=None)
-
-
-def _given(caps: Sequence[Caps | CapsTable], field: str) -> Iterator[float]:
-    return (bound for cap in caps if (bound := getattr(cap, field)) is not None)

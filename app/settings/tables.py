@@ -105,7 +105,7 @@ class CapsTable(Table):
     n: Count | None = Field(None, description="answers to one request")
     temperature: float | None = Field(None, ge=0, description="the temperature")
     messages: Count | None = Field(None, description="messages in a request")
-    prompt_bytes: Count | None = Field(None, description="UTF-8 bytes of text in a request")
+    prompt_bytes: Count | None = Field(None, description="UTF-8 bytes of all that a request has a model read")
 
 
 class ProfileTable(Table):
