@@ -65,15 +65,17 @@ class Attempts:
         self._queued_s = self._clocks.elapsed_s
         self._clocks.admitted()
         tried: set[str] = set()
-        while True:
+        while self._log.closing is None:  # nobody is asked for what has ended, whoever has lost our cancellation
             try:
-                return await self._try(chat, place)
+                await self._try(chat, place)
             except RelayError as error:
                 tried.add(place.upstream)
                 following = await self._next(error.problem, tried)
                 if following is None:
                     raise
                 place = following
+            else:
+                return
 
     def carried(self) -> None:
         self._entrance.carried = True

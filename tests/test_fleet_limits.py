@@ -10,6 +10,8 @@ from typing import Any, Final
 
 import pytest
 
+from app.admission.callers import Quota
+from app.quotas.counting import counting
 from tests.redis_server import RedisServer, redis_server
 from tests.relay import Relay, ask, chat, connect, fetch, running, text_of, until
 from tests.upstream import Upstream, answer, chunk, hang, head
@@ -99,3 +101,34 @@ async def test_while_redis_is_away_each_counts_alone_and_no_token_is_spent(tmp_p
             response, _ = await ask(one.port, chat())
         await redis.start()
     assert (refused.status, refused.headers["retry-after"], response.status) == (503, "1", 429)
+
+
+async def test_who_is_stopped_while_redis_decides_stays_stopped(tmp_path: Path) -> None:
+    """Else a generation whose client has left would ask upstream, and be paid for."""
+    async with redis_server(tmp_path) as redis, counting(redis.url, "relay", lease_s=1) as counted:
+        quotas = [Quota("a", max_streams=10_000, requests_per_minute=100_000, tokens_per_minute=100_000)]
+        for turns in [*range(25)] * 8:
+            for decision in (counted.rates.admit(quotas, 1), counted.tallies.of(f"s{turns}").take([("a", 10_000)])):
+                task = asyncio.ensure_future(decision)
+                for _ in range(turns):
+                    await asyncio.sleep(0)
+                if task.cancel():
+                    with pytest.raises(asyncio.CancelledError):
+                        await task
+
+
+async def test_who_leaves_while_redis_decides_is_asked_for_nowhere(tmp_path: Path) -> None:
+    upstreams = {"one": {"base_url": "http://127.0.0.1:9/v1", "max_streams": 1000}}
+    async with redis_server(tmp_path) as redis, Upstream() as upstream:
+        upstreams["one"]["base_url"] = upstream.base_url
+        upstream.script((head(), hang()))
+        async with running("http://127.0.0.1:9/v1", redis_url=redis.url, upstreams=upstreams) as relay:
+            for turns in [*range(30)] * 3:
+                async with connect(relay.port) as client:
+                    client.write("POST", "/chat/stream", chat())
+                    await until(lambda: bool(relay.streams.live))
+                    for _ in range(turns):
+                        await asyncio.sleep(0)
+                    relay.streams.live[0].cancel()
+                await until(lambda: not relay.generations)
+            await upstream.wait_for(lambda seen: seen.active == 0)

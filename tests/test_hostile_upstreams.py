@@ -47,7 +47,7 @@ async def relay(upstream: Upstream, tmp_path_factory: pytest.TempPathFactory) ->
         yield relay
 
 
-async def said(port: int, **fields: object) -> tuple[int, bytes]:
+async def said(port: int, **fields: Any) -> tuple[int, bytes]:
     """The status and the body of a chat, whatever becomes of it."""
     async with asyncio.timeout(15), connect(port) as connection:
         response = await connection.request("POST", "/chat/stream", chat(**fields))
@@ -171,7 +171,7 @@ SLOW: Final[dict[str, Callable[[], bytes]]] = {
 
 @pytest.mark.parametrize("path", ["/chat/stream", "/v1/chat/completions"])
 async def test_an_event_made_to_be_slow_holds_nobody_up(upstream: Upstream, relay: Operated, path: str) -> None:
-    body = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
+    body: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
     body |= {"stream": True} if path.startswith("/v1") else {}
     for name, slow in SLOW.items():
         upstream.script((head(), send(b"data: " + slow() + b"\n\n"), chunk("and more"), finish(), done()))

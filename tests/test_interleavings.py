@@ -70,25 +70,35 @@ async def visit(relay: Relay, chance: random.Random) -> None:
             await response.read()
 
 
-async def watch(relays: Sequence[Relay]) -> None:
-    while True:
-        for relay in relays:
-            capacity = relay.streams.means.capacity
-            assert capacity.in_use <= MAX_STREAMS
-            assert capacity.queued <= MAX_QUEUED
-            assert all(used <= OF_CALLER for used in capacity._of_callers.values())
-            for state in relay.streams.means.pool.states():  # type: ignore[attr-defined]
-                assert state.in_use <= OF_UPSTREAMS[state.name]
-        await asyncio.sleep(0)
+def look(relays: Sequence[Relay]) -> None:
+    for relay in relays:
+        capacity = relay.streams.means.capacity
+        assert capacity.in_use <= MAX_STREAMS
+        assert capacity.queued <= MAX_QUEUED
+        assert all(used <= OF_CALLER for used in capacity._of_callers.values())
+        for state in relay.streams.means.pool.states():  # type: ignore[attr-defined]
+            assert state.in_use <= OF_UPSTREAMS[state.name]
 
 
 @contextlib.asynccontextmanager
-async def watched(relays: Sequence[Relay], *more: Any) -> AsyncIterator[None]:
+async def watched(relays: Sequence[Relay], redis: RedisServer | None = None) -> AsyncIterator[None]:
+    over = False
+
+    async def watch() -> None:
+        while not over:
+            look(relays)
+            await asyncio.sleep(0)
+
+    async def watch_places(redis: RedisServer) -> None:
+        while not over:
+            assert all(held <= max(OF_CALLER, *OF_UPSTREAMS.values()) for held in await places(redis))
+
     async with asyncio.TaskGroup() as tasks:
-        watching = [tasks.create_task(each) for each in (watch(relays), *more)]
+        tasks.create_task(watch())
+        if redis is not None:
+            tasks.create_task(watch_places(redis))
         yield
-        for task in watching:
-            task.cancel()
+        over = True
 
 
 async def rush(relays: Sequence[Relay], chance: random.Random, upstream: Upstream) -> None:
@@ -115,8 +125,12 @@ async def nothing_is_held(relays: Sequence[Relay], upstream: Upstream) -> None:
         await until(lambda relay=relay: not relay.generations)  # type: ignore[misc]
         assert (capacity.in_use, capacity.queued, capacity._of_callers) == (0, 0, {})
         assert [state.in_use for state in relay.streams.means.pool.states()] == [0, 0]  # type: ignore[attr-defined]
+    await until(lambda: not tasks_of_streams(), 5)
+
+
+def tasks_of_streams() -> list[str]:
     names = [task.get_name() for task in asyncio.all_tasks()]
-    assert [name for name in names if name.startswith(("generation", "departure", "tally"))] == []
+    return [name for name in names if name.startswith(("generation", "departure", "tally"))]
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -136,11 +150,6 @@ async def places(redis: RedisServer) -> list[int]:
     return [int(await redis.client.zcard(name)) for name in names]
 
 
-async def watch_places(redis: RedisServer) -> None:
-    while True:
-        assert all(held <= max(OF_CALLER, *OF_UPSTREAMS.values()) for held in await places(redis))
-
-
 @pytest.mark.parametrize("seed", range(2))
 async def test_in_any_order_two_processes_pass_no_limit_together_and_leave_nothing(tmp_path: Path, seed: int) -> None:
     chance = random.Random(seed)
@@ -148,7 +157,7 @@ async def test_in_any_order_two_processes_pass_no_limit_together_and_leave_nothi
         own = limits(upstream) | {"redis_url": redis.url, "redis_lease_seconds": 1}
         relays = [await stack.enter_async_context(running("http://127.0.0.1:9/v1", **own)) for _ in range(2)]
         script(upstream, chance)
-        async with watched(relays, watch_places(redis)):
+        async with watched(relays, redis):
             await rush(relays, chance, upstream)
         await nothing_is_held(relays, upstream)
         async with asyncio.timeout(5):

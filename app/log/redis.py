@@ -43,6 +43,22 @@ Batch = tuple[int, bytes]
 """The seq behind the last entry, and the entries as `codec` packs them."""
 
 
+def stay_cancelled() -> None:
+    """To be called behind what waits in redis-py: with a time limit it uses `wait_for`, which before Python 3.12 loses
+    a cancellation that comes with the answer (bpo-37658). A generation that had been stopped went on, and was paid for.
+    """
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError
+
+
+class _Commands(Redis):
+    async def execute_command(self, *args: Any, **options: Any) -> Any:
+        answer = await super().execute_command(*args, **options)  # type: ignore[no-untyped-call]
+        stay_cancelled()
+        return answer
+
+
 class Server:
     """Every method raises one of `AWAY` when the server cannot be used."""
 
@@ -61,7 +77,7 @@ class Server:
             socket_timeout=COMMAND_SECONDS,
             **common,
         )
-        self.commands: Final = Redis(connection_pool=pool)
+        self.commands: Final = _Commands(connection_pool=pool)
         self._lone: Final[Any] = ConnectionPool.from_url(url, socket_timeout=None, **common)
         self._appending: Connection | None = None
         self._waiting: Connection | None = None

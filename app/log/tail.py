@@ -13,7 +13,7 @@ import msgspec
 from app.log import codec
 from app.log.keys import Keys
 from app.log.mirror import Mirror
-from app.log.redis import AWAY, Server
+from app.log.redis import AWAY, Server, stay_cancelled
 
 INBOX_LENGTH: Final = 1000
 RETRY_SECONDS: Final = 0.1
@@ -57,6 +57,7 @@ class Tail:
             pipe.xadd(inbox, {"what": what, "id": stream_id}, maxlen=INBOX_LENGTH)
             pipe.pexpire(inbox, self._inbox_ms)
             await pipe.execute()
+        stay_cancelled()
 
     async def run(self) -> None:
         try:

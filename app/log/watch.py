@@ -12,7 +12,7 @@ from app.log import codec
 from app.log.keys import Birth, Keys
 from app.log.leases import Leases
 from app.log.mirror import Mirror
-from app.log.redis import AWAY, Server
+from app.log.redis import AWAY, Server, stay_cancelled
 
 MAX_TICK_SECONDS: Final = 1.0
 TICKS_IN_A_LEASE: Final = 5
@@ -77,6 +77,7 @@ class Watch:
             for process in processes:
                 pipe.exists(self._keys.lease(process))
             answers: list[Any] = await pipe.execute()
+        stay_cancelled()
         now = asyncio.get_running_loop().time()
         present = answers[2 * len(streams) :]
         dead = {p for p, there in zip(processes, present, strict=True) if self._leases.seen(p, bool(there), now)}

@@ -40,7 +40,7 @@ class Server:
             retry=Retry(NoBackoff(), 0),
             max_connections=MAX_DECISIONS,
             timeout=DECISION_SECONDS,
-            socket_timeout=DECISION_SECONDS,
+            socket_timeout=None,  # `deciding` is the limit; redis-py's own may lose a cancellation (bpo-37658)
             socket_connect_timeout=DECISION_SECONDS,
             health_check_interval=0,
             driver_info=None,  # to tell the server who we are is a round trip of each connection
