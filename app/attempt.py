@@ -40,7 +40,7 @@ class Attempt:
         complete: Callable[[Complete], None],
     ) -> None:
         self.place: Final = place
-        self.waiting: Waiting = "connecting"
+        self._sent: Final = asyncio.Event()  # and not a method: a connection that is kept would keep us, prompt and all
         self.decoder: Decoder | None = None
         self._chat = chat
         self._log = log
@@ -67,6 +67,10 @@ class Attempt:
         finally:
             self.place.release()
 
+    @property
+    def waiting(self) -> Waiting:
+        return "waiting" if self._sent.is_set() else "connecting"
+
     def carried(self) -> None:
         """Content has come: the limit to the first of it is kept."""
         self.place.carried()
@@ -87,7 +91,7 @@ class Attempt:
     async def _ask(self, limits: decode.Limits) -> None:
         manner, asked_s = self.place.manner, self._chat.limits.connect
         connect_s = asked_s if manner.connect_s is None else min(asked_s, manner.connect_s)
-        answer = await self.place.open(self._chat.payload, connect_s=connect_s, sent=self._sent)
+        answer = await self.place.open(self._chat.payload, connect_s=connect_s, sent=self._sent.set)
         try:
             self.decoder = Decoder(
                 msgspec.structs.replace(limits, finish_optional=manner.finish_optional),
@@ -106,9 +110,6 @@ class Attempt:
         if passing is None or self.place.model == self._chat.model:
             return passing
         return msgspec.structs.replace(passing, model=self._chat.model)
-
-    def _sent(self) -> None:
-        self.waiting = "waiting"
 
     async def _relay(self, answer: Answer, decoder: Decoder) -> None:
         try:

@@ -37,13 +37,6 @@ class Catalogue:
                 self._fresh_until = loop.time() + KEPT_SECONDS
             return self._models
 
-    async def model(self, name: str) -> Model:
-        """Raises `not_found` and what `models` raises."""
-        for model in await self.models():
-            if model["id"] == name:
-                return model
-        raise no_model(name)
-
     async def _asked(self) -> list[Model]:
         """With the default model, whoever serves it: a request that names none is given it."""
         try:
@@ -54,7 +47,12 @@ class Catalogue:
             models = []
         if self._default_model is None or any(model["id"] == self._default_model for model in models):
             return models
-        return [*models, {"id": self._default_model, "object": "model", "created": 0, "owned_by": "upstream"}]
+        return [*models, named(self._default_model)]
+
+
+def named(name: str) -> Model:
+    """A model that is known by its name alone."""
+    return {"id": name, "object": "model", "created": 0, "owned_by": "upstream"}
 
 
 def no_model(name: str) -> RelayError:

@@ -1,11 +1,13 @@
 """What is kept is counted: prompts go with their generation, and full logs make room or hold upstream back."""
 
+import gc
+
 import pytest
 
 from app.admission.callers import Caller
 from app.errors import RelayError
 from app.settings import MiB
-from tests.relay import ask, chat, connect, running, text_of
+from tests.relay import ask, chat, connect, running, text_of, until
 from tests.upstream import Answer, Upstream, answer, chunk, done, finish, hang, head, reset, send, status
 
 NOBODY = Caller("", None)
@@ -18,6 +20,11 @@ async def test_an_ended_stream_keeps_its_answer_but_not_its_prompt() -> None:
         response, _ = await ask(relay.port, chat("x" * MiB), headers=SSE)
         generation = relay.streams.find(response.headers["x-stream-id"], NOBODY)
         assert generation.chat.payload == {}
+        await until(lambda: not relay.generations)
+        upstream.requests.clear()
+        gc.collect()
+        held = [each for each in gc.get_objects() if isinstance(each, dict) and len(str(each.get("messages"))) > MiB]
+        assert held == []
         assert relay.streams.held_bytes < 16 * 1024
         assert generation.usage().source == "estimated"
 

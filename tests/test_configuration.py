@@ -100,6 +100,10 @@ HASH = f'sha256 = "{"0" * 64}"\n'
         ),
         ('[webhook]\nurl = "http://x"', "webhook: name either `secret_env` or `secret_file`: a call is always signed"),
         ('[webhook]\nurl = "http://x"\nsecret_file = "missing"', "webhook.secret_env: missing cannot be read"),
+        ('default_model = "b"\n' + UPSTREAM + 'models = ["a"]', "RELAY_DEFAULT_MODEL: no upstream serves `b`"),
+        (f'{UPSTREAM}models = ["a"]\n[profiles.p]\nmodel = "b"', "profiles.p.model: no upstream serves `b`"),
+        (f'{UPSTREAM}models = ["a"]\n[anonymous]\nmodels = ["b"]', "anonymous.models: no upstream serves `b`"),
+        (f'{UPSTREAM}api_key_env = "a94a8fe5ccb19ba61c4c0873d391e987982fbbd3"', "upstreams.a.api_key_env: name the"),
         ("[upstreem.a]", "upstreem in relay.toml is no setting; did you mean upstreams?"),
     ],
 )

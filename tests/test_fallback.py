@@ -283,6 +283,33 @@ async def test_an_upstream_that_falls_silent_for_the_operators_limit_is_to_blame
     assert (response.status, refusal["error"]["code"], len(upstream.requests)) == (502, "upstream_unavailable", 1)
 
 
+async def test_an_answer_that_its_client_broke_off_was_well() -> None:
+    async with Upstream() as upstream, running(upstream.base_url, breaker_failures=2, attempts=1) as relay:
+        for _ in range(3):
+            upstream.script(status(500), (head(), chunk("a"), hang()))
+            assert (await ask(relay.port, chat()))[0].status == 502
+            async with connect(relay.port) as client:
+                assert (await client.request("POST", "/chat/stream", chat())).status == 200
+            await until(lambda: not relay.generations)
+
+
+async def test_a_callers_own_bound_does_not_excuse_an_upstream_that_speaks_no_protocol() -> None:
+    settings = {"breaker_failures": 2, "attempts": 1, "anonymous": {"max_answer_bytes": 1024}}
+    async with Upstream() as upstream, running(upstream.base_url, **settings) as relay:
+        upstream.script(status(200, b"<html>", {"content-type": "text/html"}))
+        for _ in range(4):
+            assert (await ask(relay.port, chat()))[0].status == 502
+        assert len(upstream.requests) == 2
+
+
+async def test_an_answer_beyond_the_callers_own_bound_takes_no_upstream_out() -> None:
+    settings = {"breaker_failures": 1, "anonymous": {"max_answer_bytes": 1024}}
+    async with Upstream() as upstream, running(upstream.base_url, **settings) as relay:
+        upstream.script((head(), chunk("x" * 2000), hang()), answer("ok"))
+        assert (await ask(relay.port, chat()))[1][-2]["error"]["code"] == "upstream_protocol"
+        assert text_of((await ask(relay.port, chat()))[1]) == "ok"
+
+
 # Models and aliases.
 
 
@@ -405,3 +432,57 @@ async def test_an_idempotency_key_waits_in_the_queue_once() -> None:
             first.close()
             assert [text_of(events) for _, events in await asyncio.gather(*both)] == ["b", "b"]
     assert at.asked == (2, 0)
+
+
+async def test_another_try_comes_before_all_who_have_not_begun() -> None:
+    released = asyncio.Event()
+    async with pair(one={"max_streams": 1}, two={"models": ["x"]}, max_retry_wait_seconds=0.05) as at:
+        at.first.script((wait(released), *status(503)), answer("first"), answer("second"))
+        asked = [asyncio.create_task(ask(at.relay.port, chat(str(number)))) for number in range(3)]
+        await until(lambda: at.relay.streams.means.capacity.queued == 2)
+        released.set()
+        answers = [(response.status, text_of(events)) for response, events in await asyncio.gather(*asked)]
+    assert [status for status, _ in answers] == [200, 200, 200]
+    assert len(at.first.requests) == 4
+
+
+async def test_a_request_that_waited_in_vain_uses_nothing_up() -> None:
+    limits = {"requests_per_minute": 3, "tokens_per_day": 1000}
+    settings = {"max_streams": 1, "queue_timeout_seconds": 0.05, "anonymous": limits}
+    async with Upstream() as upstream, running(upstream.base_url, **settings) as relay:
+        upstream.script((head(), chunk("a"), hang()))
+        async with connect(relay.port) as client:
+            await client.request("POST", "/chat/stream", chat())
+            for _ in range(4):
+                assert (await ask(relay.port, chat("x" * 1200)))[0].status == 503
+        await until(lambda: not relay.generations)
+        upstream.script(answer("ok"))
+        assert (await ask(relay.port, chat()))[0].headers["ratelimit"].startswith('"requests";r=1;')
+
+
+async def test_what_never_ran_says_nothing_about_how_long_streams_last() -> None:
+    async with pair(one={"max_streams": 1}, two={"models": ["x"]}, queue_timeout_seconds=0.05) as at:
+        at.first.script((head(), chunk("a"), hang()))
+        async with connect(at.relay.port) as client:
+            await client.request("POST", "/chat/stream", chat())
+            retries = [(await ask(at.relay.port, chat()))[0].headers["retry-after"] for _ in range(3)]
+    assert retries == ["2"] * 3
+
+
+async def test_nothing_begins_behind_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    deciding, decided = asyncio.Event(), asyncio.Event()
+
+    async def slowly(*_: object) -> None:
+        deciding.set()
+        await decided.wait()
+
+    async with Upstream() as upstream, running(upstream.base_url) as relay:
+        upstream.script(answer("late"))
+        monkeypatch.setattr(relay.streams.means.rates, "admit", slowly)
+        asking = asyncio.create_task(ask(relay.port, chat()))
+        await deciding.wait()
+        await relay.streams.close()
+        decided.set()
+        response, (refusal,) = await asking
+        assert (response.status, refusal["error"]["code"], relay.permits_in_use) == (503, "draining", 0)
+    assert upstream.requests == []

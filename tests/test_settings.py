@@ -144,6 +144,24 @@ def test_the_example_names_settings_alone() -> None:
     assert lines
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "rule"),
+    [
+        ("RELAY_REDIS_URL", "redis://:hunter2/secret@host", "names no server"),
+        ("RELAY_REDIS_URL", "redis://:secret@/0", "names no server"),
+        ("RELAY_REDIS_URL", "redis://:secret@h/0?foo=bar", "has an option that is not known here"),
+        ("HTTPS_PROXY", "socks5://user:secret@proxy", "must be an http:// or https:// URL"),
+    ],
+)
+def test_a_url_with_a_password_is_refused_unquoted(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, rule: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    (message,) = refusal()
+    assert message.startswith(f"{name}: {rule}")
+    assert not [word for word in ("secret", "hunter2") if word in message]
+
+
 @pytest.mark.parametrize("url", ["redis+sentinel://:secret@a/b", "http://:secret@a", "localhost:6379"])
 def test_only_one_redis_server_can_be_named_and_its_password_is_told_to_nobody(
     url: str, monkeypatch: pytest.MonkeyPatch

@@ -75,11 +75,13 @@ def bearer(headers: Sequence[str]) -> str | None:
     """
     if not headers:
         return None
+    if len(headers) > 1:
+        raise Refused("malformed")
     scheme, _, credential = headers[0].partition(" ")
     if scheme.lower() in _SENT_UNASKED:
         return None
     credential = credential.strip(" ")
-    if len(headers) > 1 or scheme.lower() != "bearer" or not is_sendable(credential):
+    if scheme.lower() != "bearer" or not is_sendable(credential):
         raise Refused("malformed")
     return credential
 

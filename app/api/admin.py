@@ -48,12 +48,13 @@ class Desk(msgspec.Struct, frozen=True):
 
 
 def admin_app(settings: Settings, desk: Callable[[], Desk | None]) -> FastAPI:
-    """`desk` gives None until the relay has started."""
+    """`desk` gives None until the relay has started. A star among the names is for callers, who prove who they are."""
+    names = tuple(name for name in settings.allowed_hosts if name != "*")
     app = FastAPI(title="sse-relay admin", openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
     app.state.desk = desk
     app.include_router(router)
     app.add_exception_handler(HTTPException, partial(problems.http_error, (router,)))
-    app.add_middleware(_Edge, allowed_hosts=settings.allowed_hosts)
+    app.add_middleware(_Edge, allowed_hosts=names)
     return app
 
 

@@ -95,7 +95,11 @@ def _schemas() -> dict[str, Schema]:
         ),
         "Stopped": object_of({"id": TEXT}, "The stream that was to be stopped."),
         "Anything": {"type": "object", "description": "As the dialect's own documentation has it."},
-        "Health": object_of({"status": {"enum": ["ok", "ready", "draining"]}}, "How the process is."),
+        "Health": object_of(
+            {"status": {"enum": ["ok", "ready", "not ready", "draining"]}},
+            "How the process is.",
+            optional={"shared_log": {"enum": ["ready", "away"]}},
+        ),
     }
 
 

@@ -6,11 +6,12 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
+from app.admission.callers import Grant
 from app.api import callers, intake, opening
 from app.api.collected import CollectedResponse
 from app.api.opening import NO_STORE, parts
 from app.api.response import StreamResponse
-from app.catalogue import no_model
+from app.catalogue import Model, named, no_model
 from app.request import openai as requests
 from app.wire.openai import Chunks
 
@@ -35,18 +36,25 @@ async def post_completion(request: Request) -> Response:
 async def get_models(request: Request) -> Response:
     callers.guard(request, parts(request).settings.cors_origins, proof=False)
     grant = (await callers.visitor(request)).grant
-    models = await parts(request).catalogue.models()
-    mine = [model for model in models if not grant.models or model["id"] in grant.models]
-    return _json({"object": "list", "data": mine})
+    return _json({"object": "list", "data": await _mine(request, grant)})
 
 
 @router.get("/models/{model:path}", summary="One of them")
 async def get_model(request: Request, model: str) -> Response:
     callers.guard(request, parts(request).settings.cors_origins, proof=False)
     grant = (await callers.visitor(request)).grant
-    if grant.models and model not in grant.models:
-        raise no_model(model)
-    return _json(await parts(request).catalogue.model(model))
+    for known in await _mine(request, grant):
+        if known["id"] == model:
+            return _json(known)
+    raise no_model(model)
+
+
+async def _mine(request: Request, grant: Grant) -> list[Model]:
+    """Who is bound to profiles asks for these, by their names."""
+    if grant.profiles:
+        return [named(profile) for profile in sorted(grant.profiles)]
+    models = await parts(request).catalogue.models()
+    return [model for model in models if not grant.models or model["id"] in grant.models]
 
 
 def _json(document: object) -> Response:

@@ -86,6 +86,8 @@ def admit(draft: Draft, settings: Settings, grant: Grant) -> Chat:
 
 def _profile_name(draft: Draft, settings: Settings, grant: Grant) -> str | None:
     asked, where = draft.profile, f"{draft.prefix}profile"
+    if asked is None and draft.model in grant.profiles:
+        return draft.model  # clients that can name nothing but a model
     if asked is None and grant.profiles:
         if len(grant.profiles) == 1:
             return next(iter(grant.profiles))

@@ -1,7 +1,7 @@
 """Kinds of values that settings have."""
 
 from typing import Annotated, Final
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pydantic_settings import NoDecode
@@ -30,3 +30,23 @@ class Table(BaseModel):
     """A table of `relay.toml`; a name that it does not know is refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+REDIS_OPTIONS: Final = {
+    *("db", "ssl_ca_certs", "ssl_certfile", "ssl_keyfile", "ssl_cert_reqs", "ssl_check_hostname"),
+}
+
+
+def check_redis_url(url: str) -> None:
+    """Raises ValueError, without the URL in its words: there may be a password in it."""
+    if not url.startswith(("redis://", "rediss://", "unix://")):
+        raise ValueError("must be a redis://, rediss:// or unix:// URL of one server; cluster and sentinel are not")
+    try:
+        parts = urlsplit(url)
+        reachable = parts.path if parts.scheme == "unix" else parts.hostname and parts.port != 0
+    except ValueError:
+        reachable = None
+    if not reachable:
+        raise ValueError("names no server; in a password `/`, `@`, `:` and `#` are written %2F, %40, %3A and %23")
+    if parse_qs(parts.query, keep_blank_values=True).keys() - REDIS_OPTIONS:
+        raise ValueError(f"has an option that is not known here; there are {', '.join(sorted(REDIS_OPTIONS))}")

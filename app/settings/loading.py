@@ -17,7 +17,7 @@ from app.settings.model import PREFIX, TABLES, Settings
 from app.settings.secrets import SettingsError
 from app.settings.tables import TABLE_KINDS, Allowance
 
-SECRETS: Final = {"RELAY_REDIS_URL", "RELAY_TOKEN_SECRET"}
+SECRETS: Final = {"RELAY_REDIS_URL", "RELAY_TOKEN_SECRET", "HTTP_PROXY", "HTTPS_PROXY"}
 
 
 def load(**overrides: object) -> Settings:
@@ -131,8 +131,23 @@ def _contradictions(settings: Settings) -> Iterator[str]:
     for place, allowance in _allowances(settings):
         for profile in sorted({*allowance.profiles} - {*settings.profiles}):
             yield f"{place}.profiles: there is no profile `{profile}`"
+    yield from _unserved(settings)
     if settings.redis_url and settings.token_secret is None and any(key.mint for key in settings.keys.values()):
         yield "RELAY_TOKEN_SECRET is needed: with RELAY_REDIS_URL a token of one process is shown to another"
+
+
+def _unserved(settings: Settings) -> Iterator[str]:
+    """Models that somebody is to be given and that no upstream has; where one has no list, it may have any."""
+    tables = settings.upstreams.values()
+    if not tables or not all(table.models for table in tables):
+        return
+    served = {name for table in tables for name in (*table.models, *table.aliases)}
+    named = [("RELAY_DEFAULT_MODEL", settings.default_model)]
+    named += [(f"profiles.{name}.model", profile.model) for name, profile in settings.profiles.items()]
+    named += [(f"{place}.models", model) for place, allowance in _allowances(settings) for model in allowance.models]
+    for place, model in named:
+        if model is not None and model not in served:
+            yield f"{place}: no upstream serves `{model}`"
 
 
 def _allowances(settings: Settings) -> Iterator[tuple[str, Allowance]]:

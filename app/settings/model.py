@@ -14,7 +14,7 @@ from pydantic_settings import (
 )
 
 from app.settings import secrets
-from app.settings.kinds import HttpUrl, KiB, MiB, Names, Seconds, SecondsOrOff, TableName
+from app.settings.kinds import HttpUrl, KiB, MiB, Names, Seconds, SecondsOrOff, TableName, check_redis_url
 from app.settings.tables import Allowance, IssuerTable, KeyTable, ProfileTable, UpstreamTable, WebhookTable
 
 PREFIX: Final = "RELAY_"
@@ -152,8 +152,8 @@ class Settings(BaseSettings):
     @field_validator("redis_url")
     @classmethod
     def _one_server(cls, url: SecretStr | None) -> SecretStr | None:
-        if url is not None and not url.get_secret_value().startswith(("redis://", "rediss://", "unix://")):
-            raise ValueError("must be a redis://, rediss:// or unix:// URL of one server; cluster and sentinel are not")
+        if url is not None:
+            check_redis_url(url.get_secret_value())
         return url
 
     @field_validator("trusted_proxies")

@@ -1,6 +1,7 @@
 """Secrets that tables name: by a variable of the environment or by a file, never by their value."""
 
 import os
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
@@ -12,6 +13,9 @@ from app.settings.kinds import Table
 
 SECRETS_FOLDER: Final = Path("/run/secrets")
 ENV_FILE: Final = ".env"
+
+_VARIABLE: Final = re.compile(r"[A-Z][A-Z0-9_]{0,63}", re.ASCII)
+"""A key that is pasted here would be told in an error, so what may be one is refused unread."""
 
 
 class SettingsError(Exception):
@@ -54,6 +58,6 @@ class Named(Table):
     @field_validator("*", mode="before")
     @classmethod
     def _not_a_key(cls, value: object, info: ValidationInfo) -> object:
-        if str(info.field_name).endswith("_env") and isinstance(value, str) and not value.isidentifier():
-            raise ValueError("name the variable that holds the secret, not the secret")
+        if str(info.field_name).endswith("_env") and isinstance(value, str) and not _VARIABLE.fullmatch(value):
+            raise ValueError("name the variable that holds the secret, in capitals, not the secret")
         return value

@@ -26,12 +26,14 @@ class Place:
         self._since = asyncio.get_running_loop().time()
         self._question: Question | None = member.ask(self._since, turn=turn)
         self._connect_s = 0.0
+        self._has_carried = False
 
     def open(self, payload: dict[str, object], *, connect_s: float, sent: Callable[[], None]) -> Awaitable[Answer]:
         self._connect_s = connect_s
         return self._member.upstream.open(payload | {"model": self.model}, connect_s=connect_s, sent=sent)
 
     def carried(self) -> None:
+        self._has_carried = True
         if self._question is not None:
             self._member.answered(self._question)
 
@@ -46,7 +48,12 @@ class Place:
             self._member.failed(question, problem)
 
     def release(self) -> None:
-        if (question := self._ended()) is not None:
+        """An answer that its client broke off was well as far as it went."""
+        if (question := self._ended()) is None:
+            return
+        if self._has_carried:
+            self._member.whole(question)
+        else:
             self._member.dropped(question)
 
     def _ended(self) -> Question | None:
