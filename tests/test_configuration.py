@@ -75,7 +75,7 @@ HASH = f'sha256 = "{"0" * 64}"\n'
     [
         (f"{UPSTREAM}modells = []", "upstreams.a.modells is no setting of its table; did you mean `models`?"),
         ('[upstreams.a]\nbase_url = "ftp://x"', "upstreams.a.base_url: must be an http:// or https:// URL"),
-        ('[upstreams."a b"]\nbase_url = "http://x"', "upstreams.a b: String should match pattern"),
+        ('[upstreams."a b"]\nbase_url = "http://x"', "upstreams.a b: must have the form"),
         (f'{UPSTREAM}api_key_env = "sk-secret"', "upstreams.a.api_key_env: name the variable that holds the secret"),
         (f'{UPSTREAM}api_key = "sk-secret"', "upstreams.a.api_key is no setting of its table; did you mean"),
         (f"{UPSTREAM}body = {{ stream = true }}", "upstreams.a.body: `stream` cannot be set here"),
@@ -83,7 +83,7 @@ HASH = f'sha256 = "{"0" * 64}"\n'
         (f'{UPSTREAM}client_key_file = "k"', "upstreams.a: `client_key_file` needs `client_certificate_file`"),
         (f"{UPSTREAM}timeouts = {{ total = 3 }}", "upstreams.a.timeouts.total is no setting of its table"),
         ("[profiles.a]\nparameters = { temprature = 1 }", "profiles.a.parameters.temprature is no setting"),
-        ('[keys.a]\nsha256 = "abc"', "keys.a.sha256.0: String should match pattern"),
+        ('[keys.a]\nsha256 = "abc"', "keys.a.sha256.0: must have the form"),
         (f'[keys.a]\n{HASH}profiles = ["b"]', "keys.a.profiles: there is no profile `b`"),
         (
             f'redis_url = "redis://x"\n[keys.a]\n{HASH}mint = true',

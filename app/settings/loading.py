@@ -103,6 +103,8 @@ def _table_sentence(error: ErrorDetails) -> str:
         near = difflib.get_close_matches(str(error["loc"][-1]), _FIELDS, n=1)
         hint = f"did you mean `{near[0]}`?" if near else "docs/configuration.md lists them all"
         return f"{place} is no setting of its table; {hint}"
+    if error["type"] == "string_pattern_mismatch":
+        return f"{place}: must have the form {error['ctx']['pattern']}"
     rule = error["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
     return f"{place}: {rule.split(', unable to')[0]}"
 
