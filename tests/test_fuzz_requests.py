@@ -31,7 +31,10 @@ async def port() -> AsyncIterator[int]:
         yield relay.port
 
 
-POSTED: Final = ["GET /chat/stream", "POST /ag-ui", "POST /api/chat", "POST /chat/stream", "POST /v1/chat/completions"]
+POSTED: Final = [
+    *("GET /chat/stream", "POST /ag-ui", "POST /api/chat", "POST /chat/stream", "POST /session", "POST /tokens"),
+    "POST /v1/chat/completions",
+]
 
 
 async def by_path(exchange: Exchange) -> None:

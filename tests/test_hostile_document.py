@@ -13,18 +13,18 @@ HOSTILE: Final = sorted(path for path in (ROOT / "tests").glob("test_hostile_*.p
 DEFINED: Final = re.compile(r"^(?:async )?def (test_\w+)\(", re.MULTILINE)
 
 
-def tests_in(path: Path) -> set[str]:
+def defined_in(path: Path) -> set[str]:
     return set(DEFINED.findall(path.read_text(encoding="utf-8")))
 
 
 def test_every_test_that_it_names_is_there() -> None:
-    there = set().union(*(tests_in(path) for path in (ROOT / "tests").glob("test_*.py")))
+    there = set().union(*(defined_in(path) for path in (ROOT / "tests").glob("test_*.py")))
     assert len(NAMED) > 80
     assert {name for name in NAMED if name not in there} == set()
 
 
 def test_every_file_of_attacks_is_named_by_one_of_its_tests() -> None:
-    assert [path.name for path in HOSTILE if not tests_in(path) & set(NAMED)] == []
+    assert [path.name for path in HOSTILE if not defined_in(path) & set(NAMED)] == []
 
 
 def test_every_attack_names_its_test() -> None:

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.api.intake import TIMEOUT_HEADERS
 from app.admission.callers import EVERYTHING
+from app.api.intake import TIMEOUT_HEADERS
 from app.errors import Problem, RelayError
 from app.request.ag_ui import MAX_SKIPPED_TOLD, draft, parse
 from app.request.chat import Chat
