@@ -78,6 +78,7 @@ def environment(port: int, upstream_port: int, **more: str) -> Mapping[str, str]
         "OPENAI_API_KEY": "x",
         "RELAY_PORT": str(port),
         "RELAY_DEFAULT_MODEL": MODEL,
+        "RELAY_ADMIN_PORT": "-1",  # the usual one is one for the whole machine
         **more,
     }
 

@@ -13,6 +13,7 @@ from typing import Any, Final
 import msgspec
 import openai
 import pytest
+import structlog
 from structlog.testing import capture_logs
 
 from app.admission.callers import Caller, Grant
@@ -29,6 +30,12 @@ from tests.tls import trusted_by_itself
 from tests.webhook_receiver import ENDLESS, OK, Answer, Received, Receiver, status
 
 SECRET: Final = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
+
+
+@pytest.fixture(autouse=True)
+def _all_is_logged() -> None:
+    """Whatever level a relay of another test had."""
+    structlog.reset_defaults()
 
 
 @contextlib.asynccontextmanager
