@@ -101,6 +101,7 @@ def _relay(upstream: int, shared: Mapping[str, str]) -> Iterator[Server]:
         "OPENAI_BASE_URL": f"http://127.0.0.1:{upstream}/v1",
         "OPENAI_API_KEY": "none",
         "RELAY_PORT": str(port),
+        "RELAY_ADMIN_PORT": "-1",
         "RELAY_LOG_LEVEL": "warning",
     }
     with running(RELAY_COMMAND, {**own, **shared}, port) as server:
