@@ -100,6 +100,7 @@ class Attempts:
     async def _try(self, chat: Chat, place: Place) -> None:
         idle_s, own_idle_s = chat.limits.idle, place.manner.idle_s
         self._clocks.idle_s = idle_s if own_idle_s is None else min(idle_s, own_idle_s)
+        await self._means.openings.take()  # those that a queue lets in together are a herd as well
         self.count += 1
         self.upstream = place.upstream
         self.current = Attempt(

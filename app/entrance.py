@@ -10,7 +10,8 @@ from collections.abc import Collection
 from functools import partial
 from typing import Final
 
-from app.admission.capacity import Ticket, too_many_streams
+from app.admission.capacity import Ticket
+from app.admission.refusals import too_many_streams
 from app.errors import RelayError
 from app.means import Means
 from app.order import Order

@@ -1,7 +1,7 @@
 """The listening socket: what accepted connections inherit from it, and how they are accepted.
 
-Up to 256 connections per readiness: uvloop takes one per turn of the loop, and behind a flood of streams health checks,
-Stop and herds of reconnects would queue for seconds.
+Up to 32 connections per turn of the loop: uvloop takes one, and behind a flood of streams health checks, Stop and herds
+of reconnects would queue for seconds. All of a herd in one turn, and every token would wait for all of it.
 """
 
 import asyncio
@@ -9,7 +9,7 @@ import socket
 from collections.abc import Callable
 from typing import Any, Final
 
-ACCEPTS_PER_TURN: Final = 256
+ACCEPTS_PER_TURN: Final = 32
 BACKLOG: Final = 8192
 SEND_BUFFER_BYTES: Final = 96 * 1024
 """The kernel doubles it; without it some 4 MB of an unread stream would vanish into the socket."""

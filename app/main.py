@@ -15,6 +15,7 @@ from starlette.requests import ClientDisconnect
 from app import __version__
 from app.api import ag_ui, ai_sdk, document, openai, opening, page, problems, routes, schema, tokens
 from app.api.admin import Desk
+from app.api.gate import Gate
 from app.api.middleware import Edge
 from app.catalogue import Catalogue
 from app.charging import Charging
@@ -74,7 +75,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
 
 def _fence(app: FastAPI, settings: Settings) -> None:
-    """What a request passes before it comes to a route."""
+    """What a request passes before it comes to a route, the last first."""
+    app.add_middleware(Gate)
     app.add_middleware(
         CORSMiddleware,
         allow_origins=settings.cors_origins,

@@ -11,7 +11,7 @@ from app.places import Pool
 from app.quotas.rates import Rates
 from app.quotas.tallies import Tallies
 from app.settings import Settings
-from app.turns import Turns
+from app.turns import Openings, Turns
 
 
 class Terms(msgspec.Struct, frozen=True):
@@ -33,13 +33,14 @@ class Means(msgspec.Struct, frozen=True):
     tallies: Tallies
     rates: Rates
     turns: Turns
+    openings: Openings
     terms: Terms
 
     @classmethod
     def of(cls, settings: Settings, pool: Pool, tallies: Tallies, rates: Rates) -> Self:
         capacity = Capacity(settings.max_streams, settings.max_queued, settings.queue_timeout_seconds)
         pool.on_room(lambda: capacity.poke(asyncio.get_running_loop().time()))
-        return cls(pool, capacity, tallies, rates, Turns(), _terms(settings))
+        return cls(pool, capacity, tallies, rates, Turns(), Openings(), _terms(settings))
 
 
 def _terms(settings: Settings) -> Terms:

@@ -87,6 +87,10 @@ class Pool(Protocol):
         """
         ...
 
+    def room(self) -> int | None:
+        """How many more streams all upstreams together would take; None where one has no limit."""
+        ...
+
     def on_room(self, tell: Callable[[], None]) -> None:
         """`tell` is called whenever a place has become free, or an upstream may be asked again."""
         ...

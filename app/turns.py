@@ -13,8 +13,16 @@ from typing import Final
 PER_LOOP: Final = 8
 """Turns in one turn of the loop: about 5 ms of work, against some 0.1 ms that a turn of the loop costs by itself."""
 
-OPENINGS_PER_LOOP: Final = 4
-"""The same for requests that begin a stream, at some 2 ms each: a herd of 500 is a second of work."""
+REFUSALS_PER_LOOP: Final = 16
+"""The same for requests that are refused unread, at 0.1 ms each."""
+
+OPENINGS_PER_LOOP: Final = 1
+"""The same for what begins a stream, at some 1 ms each: that long every token waits that comes meanwhile."""
+
+LONG_LOOP_SECONDS: Final = 0.002
+OPENINGS_WAIT_SECONDS: Final = 0.01
+"""After a turn of the loop as long as the one no stream begins, unless none has for as long as the other: tokens,
+arrivals and refusals are first. The loop's clock counts whole milliseconds."""
 
 HEAVY_BYTES: Final = 4 * 1024
 """What a read may bring without asking for a turn: some fifteen tokens."""
@@ -45,3 +53,28 @@ class Turns:
         self._giving = bool(self._asked)
         if self._giving:
             asyncio.get_running_loop().call_soon(self._give)
+
+
+class Openings(Turns):
+    """Turns of those who begin a stream, or ask upstream for it: while the loop is busy they come more slowly."""
+
+    def __init__(self) -> None:
+        super().__init__(OPENINGS_PER_LOOP)
+        self._looked_at = self._gave_at = float("-inf")
+
+    async def take(self) -> None:
+        """Who comes alone has nobody to wait for."""
+        if self._giving:
+            await super().take()
+        else:
+            self._giving = True
+            asyncio.get_running_loop().call_soon(self._give)
+
+    def _give(self) -> None:
+        loop = asyncio.get_running_loop()
+        now, looked_at, self._looked_at = loop.time(), self._looked_at, loop.time()
+        if now - looked_at >= LONG_LOOP_SECONDS and now - self._gave_at < OPENINGS_WAIT_SECONDS:
+            loop.call_soon(self._give)
+        else:
+            self._gave_at = now
+            super()._give()

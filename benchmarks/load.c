@@ -499,7 +499,8 @@ static void run(void)
     enum { NO, SOON, NOW } holding = option("LOAD_HOLD") ? SOON : NO;
     struct epoll_event events[EVENTS_MAX];
     for (long dialed = 0; dialed < concurrency || seen.ended < seen.opened || more();) {
-        for (; dialed < concurrency && now_ns() >= next_dial_ns; next_dial_ns += ramp_ns) open_stream(&slots[dialed++]);
+        for (; dialed < concurrency && now_ns() >= next_dial_ns; next_dial_ns += ramp_ns, dialed++)
+            if (more()) open_stream(&slots[dialed]); /* a slot whose stream has ended may have had the last */
         if (dialed == concurrency) next_dial_ns = UINT64_MAX;
         int n = epoll_wait(epoll, events, EVENTS_MAX, wait_ms(next_dial_ns));
         if (n > 0) heard_ns = now_ns();

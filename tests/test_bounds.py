@@ -46,7 +46,8 @@ async def test_more_streams_than_may_run_are_refused() -> None:
         async with connect(relay.port) as first:
             assert (await first.request("POST", "/chat/stream", chat())).status == 200
             refused, (problem,) = await ask(relay.port, chat())
-        assert (refused.status, problem["error"]["code"], refused.headers["retry-after"]) == (503, "overloaded", "2")
+        assert (refused.status, problem["error"]["code"]) == (503, "overloaded")
+        assert 2 <= int(refused.headers["retry-after"]) <= 4
     assert len(upstream.requests) == 1
 
 

@@ -15,6 +15,7 @@ from typing import Final
 from app.admission.callers import Quota
 from app.admission.lines import Line, Lines
 from app.admission.pace import Pace, worth_a_retry_s
+from app.admission.refusals import draining, overloaded, too_many_streams
 from app.admission.returning import Claim, Returning
 from app.errors import RelayError
 from app.places import Place
@@ -88,7 +89,7 @@ class Capacity:
         together, `overloaded` when the queue is full, `draining`, and what `claim` raises; then nothing is counted.
         """
         if self._closed:
-            raise _draining()
+            raise draining()
         scopes = self._scopes(quotas)
         ticket = Ticket(self, self._lines.of(group), scopes, claim)
         try:
@@ -96,6 +97,18 @@ class Capacity:
         finally:
             if self._told:
                 self._let_in(now)
+
+    def shed(self, coming: int, places: int | None, now: float) -> RelayError | None:
+        """The refusal of one more, where those that are `coming` take all room that there is, the queue's included.
+
+        `places`: what upstreams have together, None without a limit. Who is not refused here may be by `enter`.
+        """
+        free = self.max_streams - self.in_use
+        room = free if places is None else min(free, places)
+        if room + self.max_queued - self.queued > coming or self._closed:
+            return None
+        wait_s = worth_a_retry_s(self._pace.until_s(self.queued + coming + 1, now))
+        return overloaded(self._all_taken if room == free else "all upstreams are busy", self.queued, wait_s)
 
     def poke(self, now: float) -> None:
         """An upstream has room: lets in who has waited for it."""
@@ -113,7 +126,7 @@ class Capacity:
         self._closed = True
         waiting = self._lines.everybody()
         for ticket in waiting:
-            self._dismiss(ticket, _draining())
+            self._dismiss(ticket, draining())
         _call(waiting)
 
     # What is counted.
@@ -123,7 +136,7 @@ class Capacity:
         full = self.in_use >= self.max_streams
         place = None if full or line.waiting else self._ask(claim)
         if place is None and self.queued >= self.max_queued:
-            raise self._overloaded(line, now)
+            raise self._full(line, now)
         for scope in ticket._scopes:
             self._of_callers[scope] = self._of_callers.get(scope, 0) + 1
         if place is None:
@@ -211,23 +224,15 @@ class Capacity:
         self._admit(ticket, place, now)
         return True
 
-    def _overloaded(self, line: Line[Ticket], now: float) -> RelayError:
+    def _full(self, line: Line[Ticket], now: float) -> RelayError:
         if self.in_use >= self.max_streams:
-            what, wait_s = f"all {self.max_streams} streams are taken", self.retry_after_s(now)
-        else:
-            what = "the upstreams of this model are busy"
-            wait_s = worth_a_retry_s(line.pace.until_s(len(line) + 1, now))
-        waiting = f" and {self.queued} requests wait" if self.queued else ""
-        return RelayError("overloaded", f"{what}{waiting}; try again", phase="admission", retry_after_s=wait_s)
+            return overloaded(self._all_taken, self.queued, self.retry_after_s(now))
+        wait_s = worth_a_retry_s(line.pace.until_s(len(line) + 1, now))
+        return overloaded("the upstreams of this model are busy", self.queued, wait_s)
 
-
-def too_many_streams(limit: int, *, retry_after_s: float) -> RelayError:
-    message = f"you have as many streams as you may ({limit}); try again when one has ended"
-    return RelayError("rate_limited", message, phase="admission", retry_after_s=retry_after_s)
-
-
-def _draining() -> RelayError:
-    return RelayError("draining", "the relay is shutting down", phase="admission", retry_after_s=1.0)
+    @property
+    def _all_taken(self) -> str:
+        return f"all {self.max_streams} streams are taken"
 
 
 def _call(tickets: Sequence[Ticket]) -> None:

@@ -1,5 +1,6 @@
 """How soon there is room for another stream."""
 
+import math
 from typing import Final
 
 UNKNOWN_RETRY_SECONDS: Final = 2.0
@@ -50,3 +51,11 @@ class Pace:
 def worth_a_retry_s(wait_s: float | None) -> float:
     """What a client is told: neither to come back at once, nor to stay away for longer than anybody can foresee."""
     return UNKNOWN_RETRY_SECONDS if wait_s is None else min(max(wait_s, MIN_RETRY_SECONDS), MAX_RETRY_SECONDS)
+
+
+def spread_s(wait_s: float, share: float) -> float:
+    """Whole seconds from the wait to twice as long, a `share` (from 0, below 1) of the way: of many that are told at
+    once, only some would find room at the first moment at which there is any. Above half the longest, from there on.
+    """
+    soonest = math.ceil(min(wait_s, MAX_RETRY_SECONDS / 2))
+    return float(soonest + math.floor(share * (soonest + 1)))

@@ -93,7 +93,7 @@ async def stop(request: Request, stream_id: str) -> Response:
 class _Edge(Edge):
     """Scrapers and probes go by address: a Host that is one cannot be a stranger's name that points here."""
 
-    async def _admit(self, path: str, headers: Headers) -> None:
+    def _admit(self, path: str, headers: Headers) -> None:
         hosts = headers.getlist("host")
         if len(hosts) != 1 or not (_is_address(hosts[0]) or is_served(hosts[0], self._allowed_hosts)):
             message = "this is not the name of this relay; its operator can name it in RELAY_ALLOWED_HOSTS"

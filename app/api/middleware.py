@@ -12,17 +12,17 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app.api import problems
 from app.api.callers import is_served
 from app.errors import RelayError, invalid_request
-from app.turns import OPENINGS_PER_LOOP, Turns
 
 _SANE: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}", re.ASCII)
-OPENINGS: Final = ("/chat/stream", "/v1/chat/completions", "/api/chat", "/ag-ui")
-"""Where streams begin: a herd of them waits its turn here, so that probes and stops pass it."""
-
 SECURITY_HEADERS: Final = ((b"x-content-type-options", b"nosniff"), (b"cross-origin-resource-policy", b"same-origin"))
 """Of every answer: it is what it says it is, and no page elsewhere takes it in as a picture or a script."""
 
 PROBES: Final = ("/healthz", "/readyz")
 """Asked by address, not by name, and they tell no secrets."""
+
+KNOWN_HOSTS: Final = 64
+KNOWN_HOST_LENGTH: Final = 255
+"""To look at a name costs a tenth of a refusal: so many that were found to be served are remembered."""
 
 logger = structlog.get_logger("app.api")
 
@@ -33,7 +33,7 @@ class Edge:
     def __init__(self, app: ASGIApp, allowed_hosts: tuple[str, ...]) -> None:
         self._app = app
         self._allowed_hosts = allowed_hosts
-        self._openings = Turns(OPENINGS_PER_LOOP)
+        self._served: set[str] = set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -53,7 +53,7 @@ class Edge:
             await send(message)
 
         try:
-            await self._admit(scope["path"], headers)
+            self._admit(scope["path"], headers)
             await self._app(scope, receive, send_identified)
         except RelayError as error:
             await self._answer(error, scope, receive, send_identified)
@@ -64,13 +64,19 @@ class Edge:
             fault = RelayError("internal", "a fault of the relay; quote the request id", phase="relay")
             await self._answer(fault, scope, receive, send_identified)
 
-    async def _admit(self, path: str, headers: Headers) -> None:
+    def _admit(self, path: str, headers: Headers) -> None:
         hosts = headers.getlist("host")  # more than one is to be refused (RFC 9112 §3.2): which would we have checked?
-        if path not in PROBES and not (len(hosts) == 1 and is_served(hosts[0], self._allowed_hosts)):
+        if path not in PROBES and not (len(hosts) == 1 and self._serves(hosts[0])):
             message = "this relay does not serve that host; its operator can name it in RELAY_ALLOWED_HOSTS"
             raise invalid_request(message, param="Host", status=400)
-        if path in OPENINGS:
-            await self._openings.take()
+
+    def _serves(self, host: str) -> bool:
+        if host in self._served:
+            return True
+        served = is_served(host, self._allowed_hosts)
+        if served and len(self._served) < KNOWN_HOSTS and len(host) <= KNOWN_HOST_LENGTH:
+            self._served.add(host)
+        return served
 
     async def _answer(self, error: RelayError, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope)

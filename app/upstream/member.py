@@ -59,9 +59,14 @@ class Member:
         self._closed = False
 
     @property
-    def is_full(self) -> bool:
+    def left(self) -> int | None:
+        """How many more it may be asked for; None without a limit."""
         most = self.terms.manner.max_streams
-        return most is not None and self.in_use >= most
+        return None if most is None else max(most - self.in_use, 0)
+
+    @property
+    def is_full(self) -> bool:
+        return self.left == 0
 
     def rank(self, now: float) -> tuple[bool, int, float, int]:
         """The lowest is asked: rested, of the best priority, the least busy for its weight, the longest not asked."""

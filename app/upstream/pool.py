@@ -51,6 +51,10 @@ class Pool:
         self._turn += 1
         return Place(min(free, key=lambda member: member.rank(now)), model, turn=self._turn)
 
+    def room(self) -> int | None:
+        left = [member.left for member in self._members]
+        return None if None in left else sum(each for each in left if each is not None)
+
     def on_room(self, tell: Callable[[], None]) -> None:
         self._listeners.append(tell)
 
