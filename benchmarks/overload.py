@@ -1,9 +1,10 @@
 """Three times as many clients as may be served: `python -m benchmarks.overload [--rounds N] [--quick] [--write]`.
 
 The capacity is RELAY_MAX_STREAMS: so many streams of 50 tokens a second as one core carries comfortably, turnover
-included. First 0.8 of it ask, each for one stream after the other; then three times of it ask at once and, when they
-are refused, come back after the `Retry-After` that they are told, or, which is worse than any client in use, after a
-tenth of a second whatever they are told. Nobody spreads anything: all ask in the same moment.
+included. First 0.8 of it ask, each for one stream after the other; then three times of it and, when they are refused,
+come back after the `Retry-After` that they are told. They come as clients come, one after the other, over the length
+of a stream; then again as a herd, all in the same moment; and last as a herd that comes back after a tenth of a second
+whatever it is told, which is worse than any client in use.
 
 What counts: that no stream fails that was let in, how late its tokens are, how soon the others know that they are
 refused, and that nobody in the queue is overtaken.
@@ -43,28 +44,32 @@ class Size(msgspec.Struct, frozen=True):
     for_ms: int
 
 
-FULL: Final = Size(capacity=150, queued=100, tokens=200, for_ms=8000)
+FULL: Final = Size(capacity=150, queued=100, tokens=200, for_ms=16_000)
 QUICK: Final = Size(capacity=20, queued=10, tokens=25, for_ms=1500)
 
 
 class Crowd(msgspec.Struct, frozen=True):
     """Clients, as a share of the capacity, and when they come back: `told`, or after so many milliseconds.
 
-    `ramp_us` lies between two that ask for the first time.
+    `herd`: they ask for the first time in one moment, not over the length of a stream.
     """
 
     name: str
     share: float
     back: str | int = "told"
-    ramp_us: int = 0
+    herd: bool = False
     who: Contender = RELAY
 
 
 CALM: Final = Crowd("0.8 of the capacity", 0.8)
-TOLD: Final = Crowd("3 times the capacity, back when told", 3)
-DEAF: Final = Crowd("3 times the capacity, back after 100 ms", 3, 100)
-NOBODY: Final = Crowd("0.8 of the capacity, without a relay", 0.8, ramp_us=1000, who=CONTENDERS[0])
-"""The relay spreads streams that are asked for at once; without it they would bring their tokens in step."""
+TOLD: Final = Crowd("3 times", 3)
+CALM_HERD: Final = Crowd("0.8, a herd", 0.8, herd=True)
+HERD: Final = Crowd("3 times, a herd", 3, herd=True)
+DEAF: Final = Crowd("3 times, a deaf herd", 3, 100, herd=True)
+NOBODY: Final = Crowd("0.8, without a relay", 0.8, who=CONTENDERS[0])
+"""No herd: the relay spreads those that are asked for at once; without it they would bring their tokens in step."""
+
+CROWDS: Final = (CALM, TOLD, CALM_HERD, HERD, DEAF)
 
 
 class Figures(msgspec.Struct, frozen=True):
@@ -105,7 +110,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def one_round(size: Size) -> dict[str, Figures]:
-    return {crowd.name: _measured(crowd, size) for crowd in (NOBODY, CALM, TOLD, DEAF)}
+    return {crowd.name: _measured(crowd, size) for crowd in (NOBODY, *CROWDS)}
 
 
 def _measured(crowd: Crowd, size: Size) -> Figures:
@@ -121,14 +126,15 @@ def _measured(crowd: Crowd, size: Size) -> Figures:
         _ask(crowd.who, port, WARM_UP_STREAMS, at_once=10, model="sim-5-0-8", tokens=5)
         settle(upstream_port)
         before, waited = _cpu_seconds(server), _waited(server, admin_port)
+        clients = int(crowd.share * size.capacity)
         loaded = _ask(
             *(crowd.who, port, MANY),
-            at_once=int(crowd.share * size.capacity),
+            at_once=clients,
             model=f"sim-{size.tokens}-{INTERVAL_US}-8",
             tokens=size.tokens,
             FOR_MS=size.for_ms,
             REFUSED=crowd.back,
-            RAMP_US=crowd.ramp_us,
+            RAMP_US=0 if crowd.herd else size.tokens * INTERVAL_US // clients,
         )
         core = (_cpu_seconds(server) - before) / loaded.seconds
         settle(upstream_port)
@@ -210,18 +216,25 @@ ROWS: Final = (
 
 def table(size: Size, rounds: Sequence[Mapping[str, Figures]]) -> str:
     """A column for each crowd, and what it comes to."""
-    crowds = (CALM, TOLD, DEAF)
-    header = [f"{crowd.name}: {int(crowd.share * size.capacity)} clients" for crowd in crowds]
-    lines = [["", *header], ["---", *["---:"] * len(crowds)]]
-    lines += [[row.title, *(_cell(row, crowd, rounds) for crowd in crowds)] for row in ROWS]
-    calm, told = (_value(Row("", ("latency_p99",), "", added=True), crowd, rounds)[0] for crowd in (CALM, TOLD))
+    header = [f"{crowd.name}: {int(crowd.share * size.capacity)} clients" for crowd in CROWDS]
+    lines = [["", *header], ["---", *["---:"] * len(CROWDS)]]
+    lines += [[row.title, *(_cell(row, crowd, rounds) for crowd in CROWDS)] for row in ROWS]
     about = (
         f"A capacity of {size.capacity} streams on one core and a queue of {size.queued}; streams of "
         f"{size.tokens * INTERVAL_US / 1e6:g} s are asked for during {size.for_ms / 1000:g} s; medians of "
         f"{len(rounds)} rounds."
     )
-    comes_to = f"At three times the capacity the 99th percentile is {told / calm:.1f} times that at 0.8 of it."
+    comes_to = (
+        "At three times the capacity the 99th percentile of the latency added is "
+        f"{_times(TOLD, CALM, rounds):.1f} times that at 0.8 of it, "
+        f"with herds {_times(HERD, CALM_HERD, rounds):.1f} times."
+    )
     return "\n".join([about, "", *(f"| {' | '.join(line)} |" for line in lines), "", comes_to])
+
+
+def _times(crowd: Crowd, other: Crowd, rounds: Sequence[Mapping[str, Figures]]) -> float:
+    row = Row("", ("latency_p99",), "", added=True)
+    return _value(row, crowd, rounds)[0] / _value(row, other, rounds)[0]
 
 
 def _cell(row: Row, crowd: Crowd, rounds: Sequence[Mapping[str, Figures]]) -> str:
