@@ -10,7 +10,7 @@ import msgspec
 from tests.nginx import balanced
 from tests.redis_server import RedisServer, redis_server
 from tests.relay import SSE, Response, chat, connect, event_of, fetch
-from tests.served import SERVE, Served, served
+from tests.served import SERVE, Served, forked
 from tests.upstream import Upstream
 
 LEASE_SECONDS: Final = 1.0
@@ -51,7 +51,7 @@ def replica(
         "RELAY_LOG_TTL_SECONDS": "1",
         "RELAY_LOG_LEVEL": "warning",
     }
-    return served(folder, upstream, *SERVE, **(own | variables))
+    return forked(folder, upstream, *SERVE, **(own | variables))
 
 
 class Reading:
