@@ -272,7 +272,6 @@ async def test_an_upstream_is_sent_what_it_needs_and_no_more(served: Served) -> 
         "accept": "text/event-stream",
         "accept-encoding": "identity",
         "authorization": "Bearer test-key",
-        "connection": "keep-alive",
         "content-type": "application/json",
         "content-length": request.headers["content-length"],
         "user-agent": f"sse-relay/{__version__}",

@@ -9,12 +9,12 @@ import re
 from collections.abc import Mapping
 from typing import Final
 
-import httpx2
 import msgspec
 from openai import AsyncAzureOpenAI, AsyncOpenAI
 from openai._types import Omit
 
 from app.upstream.egress import Egress
+from app.upstream.http_client import HttpClient
 from app.upstream.transport import Transport
 
 Headers = dict[str, str | Omit]
@@ -62,7 +62,7 @@ class _AzureClient(_Told, AsyncAzureOpenAI):
 
 
 def client_of(service: Service) -> AsyncOpenAI:
-    http_client = httpx2.AsyncClient(transport=Transport(service.egress), follow_redirects=False, trust_env=False)
+    http_client = HttpClient(transport=Transport(service.egress), follow_redirects=False, trust_env=False)
     key = service.api_key or "none"  # without one the SDK would look for one
     if service.azure_api_version is not None:
         return _AzureClient(

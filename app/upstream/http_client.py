@@ -1,0 +1,42 @@
+"""What stands between OpenAI's SDK and our transport: httpx2's client without what it does for a browser.
+
+Redirects, cookies, auth flows, merged defaults and a log line cost a third of what the SDK takes for a request, and
+none of them is wanted here.
+"""
+
+from functools import lru_cache
+from typing import Any, Final
+
+import httpx2
+
+URLS: Final = 256
+"""So many are remembered: an upstream has one, Azure one for each deployment."""
+
+_url: Final = lru_cache(URLS)(httpx2.URL)
+
+
+class HttpClient(httpx2.AsyncClient):
+    """Takes what the SDK gives: an absolute URL, all headers, a body of bytes. Anything else goes httpx2's own way."""
+
+    def build_request(
+        self,
+        method: str,
+        url: httpx2.URL | str,
+        *,
+        content: Any = None,
+        headers: Any = None,
+        timeout: Any = None,
+        **others: Any,
+    ) -> httpx2.Request:
+        if any(others.values()) or not isinstance(timeout, httpx2.Timeout) or not isinstance(url, str):
+            return super().build_request(method, url, content=content, headers=headers, timeout=timeout, **others)
+        extensions = {"timeout": timeout.as_dict()}
+        return httpx2.Request(method, _url(url), content=content, headers=headers, extensions=extensions)
+
+    async def send(self, request: httpx2.Request, *, stream: bool = False, **_: Any) -> httpx2.Response:
+        """As the transport answers; whoever asked for a stream closes it."""
+        response = await self._transport.handle_async_request(request)
+        response.request = request
+        if not stream:
+            await response.aread()
+        return response
