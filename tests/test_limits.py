@@ -109,10 +109,10 @@ async def test_whatever_carries_something_moves_the_idle_clock() -> None:
 
 
 async def test_retries_are_inside_the_first_token_limit() -> None:
-    limits = {"timeout_first_token_seconds": 0.4, "attempts": 10, "max_retry_wait_seconds": 0.1}
+    limits = {"timeout_first_token_seconds": 0.2, "attempts": 10, "max_retry_wait_seconds": 0.1}
     async with Upstream() as upstream, running(upstream.base_url, **limits) as relay:
         upstream.script(status(503))
-        async with asyncio.timeout(0.4 + MARGIN_SECONDS):
+        async with asyncio.timeout(0.2 + MARGIN_SECONDS):
             response, (refusal,) = await ask(relay.port, chat())
         assert response.status == 504
         assert timed_out(refusal["error"], "first_token", "first_token limit")
