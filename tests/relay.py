@@ -81,7 +81,7 @@ def settings_for(base_url: str, **overrides: Any) -> Settings:
 async def running(base_url: str, **overrides: Any) -> AsyncIterator[Relay]:
     """A relay of an upstream; everything of it is gone when the block ends."""
     settings = settings_for(base_url, **overrides)
-    listening = listen("127.0.0.1", 0)
+    listening = listen("127.0.0.1", settings.port)
     relay = Relay(create_app(settings), settings, listening)
     serving = asyncio.create_task(relay.serve())
     await relay.listening.wait()

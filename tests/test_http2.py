@@ -4,7 +4,6 @@ import asyncio
 import os
 import re
 import shutil
-import textwrap
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Final
@@ -13,7 +12,7 @@ import pytest
 from playwright.async_api import Browser, expect
 
 from tests.browser import launched
-from tests.nginx import LOCATION
+from tests.nginx import SHIPPED
 from tests.stage import TWENTY, Front, Stage, ask, halves, hops, opened, profile_of, said, staged, unbroken
 from tests.upstream import Answer, chunk, finish, hang, head, repeat, wait
 
@@ -209,4 +208,5 @@ async def test_curl_tells_the_protocol(chromium: Browser, front: Front, version:
 
 
 def test_the_documentation_shows_the_lines_that_were_tried() -> None:
-    assert textwrap.indent(LOCATION, "    ") in DOCS.read_text()
+    [(shown, name)] = re.findall(r"```nginx\n(.*?)```\n\n\(from `nginx/(\S+)`\)", DOCS.read_text(), re.DOTALL)
+    assert shown in (SHIPPED / name).read_text()
