@@ -6,7 +6,8 @@ closing needs no await, so that cancelling an attempt leaves nothing behind.
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 import msgspec
@@ -25,6 +26,18 @@ from app.turns import HEAVY_BYTES, Turns
 Deliver = Callable[[Sequence[Entry], Decoder], None]
 
 
+class _Sent:
+    """When a request had left. No method of the attempt: a connection that is kept would keep it, prompt and all."""
+
+    def __init__(self) -> None:
+        self.after_s: float | None = None
+        self._began = time.monotonic()
+
+    def __call__(self) -> None:
+        if self.after_s is None:
+            self.after_s = time.monotonic() - self._began
+
+
 class Attempt:
     """`run` ends with `complete` called once, or raises `RelayError`. It gives its place back."""
 
@@ -38,9 +51,10 @@ class Attempt:
         *,
         deliver: Deliver,
         complete: Callable[[Complete], None],
+        headers: Mapping[str, str] | None = None,
     ) -> None:
         self.place: Final = place
-        self._sent: Final = asyncio.Event()  # and not a method: a connection that is kept would keep us, prompt and all
+        self._sent: Final = _Sent()
         self.decoder: Decoder | None = None
         self._chat = chat
         self._log = log
@@ -48,6 +62,7 @@ class Attempt:
         self._turns = turns
         self._deliver = deliver
         self._complete = complete
+        self._headers = headers
         self._limit = asyncio.timeout(place.manner.first_token_s)
 
     async def run(self, limits: decode.Limits) -> None:
@@ -69,7 +84,12 @@ class Attempt:
 
     @property
     def waiting(self) -> Waiting:
-        return "waiting" if self._sent.is_set() else "connecting"
+        return "connecting" if self.connect_s is None else "waiting"
+
+    @property
+    def connect_s(self) -> float | None:
+        """Until the request had left."""
+        return self._sent.after_s
 
     def carried(self) -> None:
         """Content has come: the limit to the first of it is kept."""
@@ -91,7 +111,8 @@ class Attempt:
     async def _ask(self, limits: decode.Limits) -> None:
         manner, asked_s = self.place.manner, self._chat.limits.connect
         connect_s = asked_s if manner.connect_s is None else min(asked_s, manner.connect_s)
-        answer = await self.place.open(self._chat.payload, connect_s=connect_s, sent=self._sent.set)
+        asked = self.place.open(self._chat.payload, connect_s=connect_s, sent=self._sent, headers=self._headers)
+        answer = await asked
         try:
             self.decoder = Decoder(
                 msgspec.structs.replace(limits, finish_optional=manner.finish_optional),

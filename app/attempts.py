@@ -24,6 +24,8 @@ from app.places import Place
 from app.request.chat import Chat
 from app.retries import helps_elsewhere, wait_before_next
 from app.stream import Waiting
+from app.summary import Try
+from app.trace_context import TraceContext
 
 
 class Attempts:
@@ -38,11 +40,16 @@ class Attempts:
         *,
         deliver: Deliver,
         complete: Callable[[Complete], None],
+        trace: TraceContext | None,
     ) -> None:
         self.count = 0
         self.current: Attempt | None = None
         self.upstream: str | None = None
         self._queued_s: float | None = None
+        self._failed: list[Try] = []
+        self._asked_s = 0.0
+        self._trace = trace
+        self._span: TraceContext | None = None
         self._means = means
         self._log = log
         self._clocks = clocks
@@ -59,6 +66,12 @@ class Attempts:
     @property
     def queued_s(self) -> float:
         return self._clocks.elapsed_s if self._queued_s is None else self._queued_s
+
+    def tries(self, end: str) -> tuple[Try, ...]:
+        """All of them; `end` is what became of the one that runs."""
+        if self.current is None or self.count == len(self._failed):
+            return tuple(self._failed)
+        return *self._failed, self._tried(self.current, end)
 
     async def run(self, chat: Chat) -> None:
         place = await self._entrance.place()
@@ -103,7 +116,9 @@ class Attempts:
         await self._means.openings.take()  # those that a queue lets in together are a herd as well
         self.count += 1
         self.upstream = place.upstream
-        self.current = Attempt(
+        self._asked_s = self._clocks.elapsed_s
+        self._span = None if self._trace is None else self._trace.child()
+        attempt = self.current = Attempt(
             place,
             chat,
             self._log,
@@ -111,8 +126,23 @@ class Attempts:
             self._means.turns,
             deliver=self._deliver,
             complete=self._complete,
+            headers=None if self._span is None else self._span.headers(),
         )
-        await self.current.run(_limits(self._means.terms.decode, chat))
+        try:
+            await attempt.run(_limits(self._means.terms.decode, chat))
+        except RelayError as error:
+            self._failed.append(self._tried(attempt, error.problem.code))
+            raise
+
+    def _tried(self, attempt: Attempt, outcome: str) -> Try:
+        return Try(
+            upstream=attempt.place.upstream,
+            outcome=outcome,
+            connect_s=attempt.connect_s,
+            asked_s=self._asked_s,
+            ended_s=self._clocks.elapsed_s,
+            span_id=None if self._span is None else self._span.span_id,
+        )
 
     async def _next(self, problem: Problem, tried: set[str]) -> Place | None:
         """The place for another try; None where there is to be none."""

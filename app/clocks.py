@@ -19,10 +19,14 @@ Limit = Literal["first_token", "idle", "total", "usage"]
 
 
 class Clocks:
-    """Calls `expired(limit)` once, when the first limit is reached. In a queue only the total limit runs."""
+    """Calls `expired(limit)` once, when the first limit is reached. In a queue only the total limit runs.
+
+    `longest_gap_s`: between two pieces of content; the times in which upstream was not read do not count.
+    """
 
     def __init__(self, limits: Limits, expired: Callable[[Limit], None], *, queued: bool = False) -> None:
         self._loop = asyncio.get_running_loop()
+        self._time: Final = self._loop.time
         self._limits: Final = limits
         self._expired = expired
         self.began: Final = self._loop.time()
@@ -30,6 +34,7 @@ class Clocks:
         self._phase: Limit = "first_token"
         self._phase_due = math.inf if queued else self.began + limits.first_token
         self.idle_s = limits.idle
+        self.longest_gap_s = 0.0
         self._paused_at: float | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._arm()
@@ -51,11 +56,15 @@ class Clocks:
 
     def carried(self) -> None:
         """Content came: from here on the gap to the next is what is limited."""
-        if self._phase == "usage":
-            return  # what comes after the finish_reason does not make the wait for usage longer
-        self._phase_due = self._loop.time() + self.idle_s
-        if self._phase == "first_token":
+        due, phase = self._time() + self.idle_s, self._phase
+        if phase == "idle":
+            if due - self._phase_due > self.longest_gap_s:
+                self.longest_gap_s = due - self._phase_due
+            self._phase_due = due
+        elif phase == "first_token":
+            self._phase_due = due
             self._enter("idle")
+        # What comes after the finish_reason does not make the wait for usage longer.
 
     def finishing(self, usage_wait_s: float) -> None:
         """The answer is whole; only its usage may still come."""

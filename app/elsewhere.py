@@ -43,13 +43,15 @@ class Claim(msgspec.Struct, frozen=True):
 class Elsewhere:
     """Every method that asks raises `overloaded` (503) while the shared log is away."""
 
-    def __init__(self, sharing: Sharing, budget: Budget, *, max_lag_bytes: int) -> None:
+    def __init__(self, sharing: Sharing, budget: Budget, *, max_lag_bytes: int, wait_s: float) -> None:
         self.sharing: Final = sharing
         self._budget = budget
         self._max_lag_bytes = max_lag_bytes
         self._redis = sharing.server.commands
         self._keys = sharing.keys
         self._errands: set[asyncio.Task[None]] = set()
+        self._away_ms: Final = max(int(wait_s * 1000), sharing.watch.lasts_ms)
+        self._sending_away = False
 
     async def find(self, stream_id: str, caller: Caller) -> Remote | None:
         """None for an unknown stream and for somebody else's."""
@@ -72,6 +74,8 @@ class Elsewhere:
         mirror = Mirror(remote.id, remote.birth, self._budget, after=after, max_lag_bytes=self._max_lag_bytes)
         reader = mirror.open_reader(after)
         self.sharing.tail.follow(mirror)
+        if self._sending_away:
+            mirror.break_off()
         try:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(FIRST_LOOK_SECONDS):
@@ -84,6 +88,8 @@ class Elsewhere:
 
     def unfollow(self, mirror: Mirror) -> None:
         self.sharing.tail.unfollow(mirror)
+        if self._sending_away and mirror.closed is None:  # a reader that was sent away has not gone
+            self._send(self._redis.set(self._keys.watch(mirror.id), "1", px=self._away_ms))
         mirror.release()
 
     def readers_of(self, stream_id: str) -> int:
@@ -92,7 +98,10 @@ class Elsewhere:
         return sum(not reader.held for mirror in mirrors for reader in mirror.readers)
 
     def break_off(self) -> None:
-        """Readers of streams that live elsewhere are sent away: they come back to another process."""
+        """Readers of streams that live elsewhere are sent away, from here on: they come back to another process, and
+        count as readers for as long as a client may be away.
+        """
+        self._sending_away = True
         for mirrors in self.sharing.tail.mirrors.values():
             for mirror in mirrors:
                 mirror.break_off()

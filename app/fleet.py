@@ -18,6 +18,7 @@ from app.idempotency import refuse_another
 from app.log.reader import Reader
 from app.log.shared import SharedLog
 from app.order import Key, Order
+from app.overview import Counts
 from app.relay import Generation
 from app.stream import Stream
 from app.streams import Streams, not_resumable, too_many_readers
@@ -44,6 +45,7 @@ class Fleet:
 
     def __init__(self, streams: Streams, elsewhere: "Elsewhere | None") -> None:
         self.streams: Final = streams
+        self.counts: Final = Counts()
         self._elsewhere = elsewhere
 
     @property
@@ -72,6 +74,7 @@ class Fleet:
             begun = self.streams.begin(order, entrance, stream_id)
             if begun[0].id == stream_id:  # else the key's other request was faster
                 undone.pop_all()
+                self.counts.started += 1
             return begun
 
     async def standing(self, quotas: Sequence[Quota]) -> tuple[tuple[str, str], ...]:

@@ -5,7 +5,11 @@ of reconnects would queue for seconds. All of a herd in one turn, and every toke
 """
 
 import asyncio
+import contextlib
+import ctypes
 import socket
+import struct
+import sys
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -19,6 +23,20 @@ VANISHED_SECONDS: Final = 20
 among them, so it is never less than the send timeout, which cuts those off in good order, and some seconds."""
 
 SEND_TIMEOUT_MARGIN_SECONDS: Final = 5
+
+SO_ATTACH_FILTER: Final = 26
+"""Linux's (asm-generic/socket.h); Python does not name it."""
+
+NO_NEWCOMERS: Final = b"".join(
+    struct.pack("@HBBI", *instruction)
+    for instruction in (
+        (0x30, 0, 0, 13),  # the flags of the TCP header
+        (0x45, 0, 1, 0x02),  # has it SYN?
+        (0x06, 0, 0, 0),  # then it was never here
+        (0x06, 0, 0, 0xFFFFFFFF),
+    )
+)
+"""A packet filter: who would connect is not answered, and tries again in a second; by then nobody listens."""
 
 
 def listen(host: str, port: int, *, send_timeout_s: float = 0) -> socket.socket:
@@ -59,8 +77,11 @@ class Listener:
         self._loop.add_reader(listening.fileno(), self._accept)
 
     def close(self) -> None:
-        """Whoever has connected is still accepted: closing would reset a connection that may carry a request."""
+        """Whoever has connected is still accepted: closing would reset a connection that may carry a request. So that
+        nobody connects between the last accept and the close, nobody is let in any more before.
+        """
         if self._socket.fileno() >= 0:
+            _let_nobody_in(self._socket)
             for _ in range(BACKLOG // ACCEPTS_PER_TURN):
                 self._accept()
             self._loop.remove_reader(self._socket.fileno())
@@ -89,3 +110,11 @@ class Listener:
     def _resume(self) -> None:
         if self._socket.fileno() >= 0:
             self._loop.add_reader(self._socket.fileno(), self._accept)
+
+
+def _let_nobody_in(listening: socket.socket) -> None:
+    if sys.platform != "linux":
+        return
+    program = ctypes.create_string_buffer(NO_NEWCOMERS)
+    with contextlib.suppress(OSError):  # a sandbox may forbid it: then a moment is left in which one may be lost
+        listening.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, struct.pack("@HP", 4, ctypes.addressof(program)))

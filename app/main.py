@@ -7,6 +7,7 @@ from typing import Final, Self
 
 import msgspec
 from fastapi import FastAPI
+from fastapi.telemetry import TelemetryConfig
 from sse_starlette.sse import AppStatus
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
@@ -22,14 +23,15 @@ from app.charging import Charging
 from app.door.doorkeeper import Doorkeeper
 from app.errors import RelayError
 from app.fleet import Fleet
-from app.means import Means
+from app.means import BeginTrace, Means, no_trace
 from app.overview import Overview
 from app.quotas.counting import counting
 from app.settings import Settings, load
 from app.streams import Streams
-from app.summary import Listener
+from app.summary import Afterwards, Listener
 from app.telemetry import logs, stream_log, telling
 from app.telemetry.metrics import Metrics
+from app.telemetry.tracing import Tracing, tracing
 from app.upstream.egress import proxy_to
 from app.upstream.pool import Pool
 from app.webhook.calls import Webhook
@@ -44,9 +46,13 @@ CORS_REQUEST_HEADERS: Final = (
     *(f"x-timeout-{name}" for name in ("connect", "first-token", "idle", "total")),
     *(f"x-stainless-{name}" for name in ("arch", "async", "lang", "os", "package-version", "retry-count")),
     *("openai-organization", "openai-project", "x-stainless-raw-response"),
+    *("traceparent", "tracestate"),
     *("x-stainless-poll-helper", "x-stainless-custom-poll-interval"),
     *(f"x-stainless-{name}" for name in ("runtime", "runtime-version", "timeout", "read-timeout", "helper-method")),
 )
+
+NO_TELEMETRY: Final[TelemetryConfig] = {"tracing": False, "metrics": False, "logs": False, "auto_configure": False}
+"""FastAPI's own would tell others what requests hold; ours (app/telemetry) knows what may be told."""
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
@@ -62,6 +68,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         lifespan=partial(_lifespan, chosen, made),
         docs_url=None,
         redoc_url=None,
+        telemetry=NO_TELEMETRY,
         redirect_slashes=False,  # its Location would have our scheme and host, which are not those of a proxy
     )
     for router in ROUTERS:
@@ -95,6 +102,7 @@ class Made(msgspec.Struct, frozen=True):
     pool: Pool
     metrics: Metrics
     webhook: Webhook | None
+    traces: Tracing | None
 
     @classmethod
     def of(cls, settings: Settings) -> Self:
@@ -107,12 +115,22 @@ class Made(msgspec.Struct, frozen=True):
             Pool.of(settings, user_agent=user_agent),
             Metrics(settings),
             None if webhook is None else Webhook(webhook, user_agent=user_agent, proxy=proxy_of(webhook.url)),
+            tracing(settings),
         )
 
     @property
     def listeners(self) -> list[Listener]:
         """Who is told of each generation that has ended."""
-        return [stream_log.tell, self.metrics, *([self.webhook] if self.webhook else [])]
+        return [self.metrics, *([self.webhook] if self.webhook else [])]
+
+    @property
+    def afterwards(self) -> list[Afterwards]:
+        """Who is told when nothing of it remains."""
+        return [self.metrics.over, stream_log.tell, *([self.traces.over] if self.traces else [])]
+
+    @property
+    def begin_trace(self) -> BeginTrace:
+        return no_trace if self.traces is None else self.traces.begin
 
 
 @asynccontextmanager
@@ -120,20 +138,24 @@ async def _lifespan(settings: Settings, made: Made, app: FastAPI) -> AsyncIterat
     pool = made.pool
     redis_url = None if settings.redis_url is None else settings.redis_url.get_secret_value()
     async with AsyncExitStack() as closing:
+        closing.enter_context(made.metrics.loop_lag.watching())
         closing.push_async_callback(made.doorkeeper.aclose)
         closing.push_async_callback(pool.aclose)
         if made.webhook is not None:
             closing.push_async_callback(made.webhook.aclose)
+        if made.traces is not None:
+            closing.push_async_callback(made.traces.aclose)
         counted = counting(redis_url, settings.redis_prefix, lease_s=settings.redis_lease_seconds)
         quotas = await closing.enter_async_context(counted)
         if quotas.spend is not None:
             made.doorkeeper.spend = quotas.spend
         charging = Charging(quotas.rates)
         closing.push_async_callback(charging.aclose)
-        fleet = _fleet(settings, Means.of(settings, pool, quotas.tallies, quotas.rates))
+        fleet = _fleet(settings, Means.of(settings, pool, quotas.tallies, quotas.rates, made.begin_trace))
         closing.push_async_callback(fleet.aclose)
         closing.push_async_callback(fleet.streams.close)
         fleet.streams.listeners += [*made.listeners, charging]
+        fleet.streams.afterwards += made.afterwards
         catalogue = Catalogue(pool, settings.default_model)
         app.state.parts = opening.Parts(settings, fleet.streams, fleet, catalogue, made.doorkeeper)
         overview = Overview(settings, fleet, pool.states, lambda: None if made.webhook is None else made.webhook.now())
@@ -156,7 +178,8 @@ def _fleet(settings: Settings, means: Means) -> Fleet:
     )
     sharing = Sharing(terms)
     streams = Streams(means, settings, sharing)
-    elsewhere = Elsewhere(sharing, streams.budget, max_lag_bytes=settings.log_lag_bytes)
+    wait_s = settings.wait_seconds
+    elsewhere = Elsewhere(sharing, streams.budget, max_lag_bytes=settings.log_lag_bytes, wait_s=wait_s)
     streams.on_close = elsewhere.break_off
     sharing.start(cancel=streams.cancel)
     return Fleet(streams, elsewhere)

@@ -1,6 +1,7 @@
 """What all generations of a process are made with."""
 
 import asyncio
+from collections.abc import Callable
 from typing import Self
 
 import msgspec
@@ -11,6 +12,7 @@ from app.places import Pool
 from app.quotas.rates import Rates
 from app.quotas.tallies import Tallies
 from app.settings import Settings
+from app.trace_context import TraceContext
 from app.turns import Openings, Turns
 
 
@@ -25,6 +27,14 @@ class Terms(msgspec.Struct, frozen=True):
     decode: decode.Limits
 
 
+BeginTrace = Callable[[TraceContext | None, str], TraceContext | None]
+"""A generation's span, beneath its caller's, by the model that is asked for; None where no traces are kept."""
+
+
+def no_trace(_parent: TraceContext | None, _model: str) -> None:
+    return None
+
+
 class Means(msgspec.Struct, frozen=True):
     """Upstreams, room for generations, and the turns that they work in."""
 
@@ -35,12 +45,15 @@ class Means(msgspec.Struct, frozen=True):
     turns: Turns
     openings: Openings
     terms: Terms
+    begin_trace: BeginTrace = no_trace
 
     @classmethod
-    def of(cls, settings: Settings, pool: Pool, tallies: Tallies, rates: Rates) -> Self:
+    def of(
+        cls, settings: Settings, pool: Pool, tallies: Tallies, rates: Rates, begin_trace: BeginTrace = no_trace
+    ) -> Self:
         capacity = Capacity(settings.max_streams, settings.max_queued, settings.queue_timeout_seconds)
         pool.on_room(lambda: capacity.poke(asyncio.get_running_loop().time()))
-        return cls(pool, capacity, tallies, rates, Turns(), Openings(), _terms(settings))
+        return cls(pool, capacity, tallies, rates, Turns(), Openings(), _terms(settings), begin_trace)
 
 
 def _terms(settings: Settings) -> Terms:

@@ -4,6 +4,7 @@ import msgspec
 
 from app.admission.callers import Caller
 from app.request.chat import Chat
+from app.trace_context import TraceContext
 
 
 class Key(msgspec.Struct, frozen=True):
@@ -20,10 +21,14 @@ class Key(msgspec.Struct, frozen=True):
 
 
 class Order(msgspec.Struct, frozen=True):
-    """What is to be generated, for whom, and how long it runs on unread (`linger_s`: 0, some seconds, infinity)."""
+    """What is to be generated, for whom, and how long it runs on unread (`linger_s`: 0, some seconds, infinity).
+
+    `parent`: the span that the request was made in.
+    """
 
     chat: Chat
     owner: Caller
     request_id: str
     linger_s: float
     key: Key | None
+    parent: TraceContext | None = None

@@ -1,10 +1,12 @@
 """What an operator is shown of a process as it is now, and the one thing he can do about it."""
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Literal, Protocol
 
 import msgspec
 
+from app.errors import CODES
 from app.settings import Settings
 from app.stream import Waiting
 
@@ -47,6 +49,33 @@ class WebhookNow(msgspec.Struct, frozen=True):
     lost: int
 
 
+def _nothing_refused() -> Counter[tuple[int, str]]:
+    """A series that only begins with its first refusal would hide it from whoever asks for an increase."""
+    return Counter({(code.status, name): 0 for name, code in CODES.items()})
+
+
+class Counts(msgspec.Struct):
+    """What a process has counted since it began, beside the ends of streams. Numbers move, and are read when asked for.
+
+    `started`: generations. `refused`: HTTP answers that were an error, by status and code. `resumed` and `replayed`:
+    readers that came to a stream from a cursor on, and from its beginning. `cut_off`: readers that took nothing for the
+    send timeout; `sent_off`: those whose response was ended before the stream, to come back.
+    """
+
+    started: int = 0
+    refused: Counter[tuple[int, str]] = msgspec.field(default_factory=_nothing_refused)
+    resumed: int = 0
+    replayed: int = 0
+    cut_off: int = 0
+    sent_off: int = 0
+
+    def attached(self, after: int) -> None:
+        if after < 0:
+            self.replayed += 1
+        else:
+            self.resumed += 1
+
+
 class StreamNow(msgspec.Struct, frozen=True):
     """A generation of this process. `lag_bytes`: how much of its log the slowest reader has still to take."""
 
@@ -73,6 +102,7 @@ class Now(msgspec.Struct, frozen=True):
     max_log_bytes: int
     upstreams: Sequence[UpstreamNow]
     webhook: WebhookNow | None
+    counts: Counts
 
 
 class Overview:
@@ -104,6 +134,7 @@ class Overview:
             max_log_bytes=self._settings.log_total_bytes,
             upstreams=self._upstreams(),
             webhook=self._webhook(),
+            counts=self._fleet.counts,
         )
 
     def streams(self) -> list[StreamNow]:

@@ -1,6 +1,6 @@
 """What a generation needs of upstreams: a place at one of them, for one attempt."""
 
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from typing import Protocol
 
 import msgspec
@@ -49,8 +49,15 @@ class Place(Protocol):
     @property
     def manner(self) -> Manner: ...
 
-    def open(self, payload: dict[str, object], *, connect_s: float, sent: Callable[[], None]) -> Awaitable[Answer]:
-        """Asks for a streamed answer; `sent` is called when the request has left.
+    def open(
+        self,
+        payload: dict[str, object],
+        *,
+        connect_s: float,
+        sent: Callable[[], None],
+        headers: Mapping[str, str] | None = None,
+    ) -> Awaitable[Answer]:
+        """Asks for a streamed answer, with `headers` beside its own; `sent` is called when the request has left.
 
         Raises `RelayError`: a status that is no success, or `upstream_timeout` (connect), `upstream_unavailable`,
         `upstream_protocol`.

@@ -6,8 +6,12 @@ client's departure would go unseen.
 """
 
 import asyncio
+import contextlib
 import json
-from typing import Final, cast
+import os
+import select
+import socket
+from typing import Any, Final, cast
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
@@ -19,6 +23,8 @@ SEEING_OFF_SECONDS: Final = 2.0
 
 WRITE_BUFFER_BYTES: Final = 16 * 1024
 """What waits in the process for a client that is slower than its stream; the kernel's buffer comes before it."""
+
+LAST_CHUNK: Final = b"0\r\n\r\n"
 
 
 class PipelinedRequest(Exception):
@@ -51,6 +57,23 @@ class Parting:
             self._close()
 
 
+class Unannounced(Parting):
+    """The same where the head has left, and did not say `Connection: close`. The end of the answer and that of the
+    connection leave in one segment: a balancer that saw the first alone would send its next request, to nobody.
+    """
+
+    def __init__(self, cycle: RequestResponseCycle) -> None:
+        super().__init__(cycle)
+        self._write, self.write = self.write, self._corked
+        self._socket: Any = cycle.transport.get_extra_info("socket")
+
+    def _corked(self, data: Any) -> None:
+        if data.endswith(LAST_CHUNK) and hasattr(socket, "TCP_CORK"):
+            with contextlib.suppress(OSError):  # it has just been lost
+                self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, 1)
+        self._write(data)
+
+
 class Protocol(HttpToolsProtocol):
     """HTTP/1.1, with bounds, no pipelining, and failures in the contract's shape."""
 
@@ -62,10 +85,12 @@ class Protocol(HttpToolsProtocol):
     _head_bytes = _unfinished_bytes = _body_bytes = 0
     _in_message = _in_head = _went_on = _seen_off = False
     _timer: asyncio.TimerHandle | None = None
+    _idle_since = 0.0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         transport.set_write_buffer_limits(high=WRITE_BUFFER_BYTES)
+        self._idle_since = self.loop.time()
         if len(self.connections) > self.max_connections:
             transport.abort()
         else:
@@ -119,7 +144,7 @@ class Protocol(HttpToolsProtocol):
         if self.draining:
             self.cycle.keep_alive = False
         if not self.cycle.keep_alive:
-            self.cycle.transport = cast(asyncio.Transport, Parting(self.cycle))
+            self._part(Parting(self.cycle))
 
     def on_body(self, body: bytes) -> None:
         self._goes_on()
@@ -134,6 +159,7 @@ class Protocol(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         """After an answer that did not wait for the body the client is heard out for a moment, so that it reads it."""
+        self._idle_since = self.loop.time()
         if not self.cycle.more_body or self.transport.is_closing():
             super().on_response_complete()
             return
@@ -147,6 +173,18 @@ class Protocol(HttpToolsProtocol):
         """A client that stops sending has left. uvicorn would wait until it has taken what is buffered for it."""
         if self._answering():
             self.transport.abort()
+
+    def part(self) -> None:
+        """The process drains: the answer under way is the connection's last."""
+        if self._answering() and self.cycle.keep_alive:
+            self.cycle.keep_alive = False
+            self._part(Unannounced(self.cycle) if self.cycle.response_started else Parting(self.cycle))
+
+    def dismiss(self, idle_s: float) -> None:
+        """Closes the connection if there has been no request on it for so long, and none has just come."""
+        idle = not self._in_message and not self._answering()
+        if idle and self.loop.time() - self._idle_since >= idle_s and _shut(self.transport):
+            self.transport.close()
 
     def send_400_response(self, msg: str) -> None:
         """uvicorn's answer to what is no HTTP; while a response is under way there is nothing to say but good-bye."""
@@ -165,6 +203,9 @@ class Protocol(HttpToolsProtocol):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+    def _part(self, transport: Parting) -> None:
+        self.cycle.transport = cast(asyncio.Transport, transport)
 
     def _answering(self) -> bool:
         return self.cycle is not None and not self.cycle.response_complete
@@ -195,3 +236,14 @@ class Protocol(HttpToolsProtocol):
         self._head_bytes += size
         if self._head_bytes > self.max_header_bytes:
             raise HeadTooLarge
+
+
+def _shut(transport: asyncio.Transport) -> bool:
+    """Tells the peer at once that this is the end, not a turn of the loop later; unless something has come by now."""
+    poll, number = select.poll(), transport.get_extra_info("socket").fileno()
+    poll.register(number, select.POLLIN)
+    if poll.poll(0):
+        return False
+    with socket.socket(fileno=os.dup(number)) as same, contextlib.suppress(OSError):
+        same.shutdown(socket.SHUT_WR)
+    return True

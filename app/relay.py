@@ -13,6 +13,7 @@ one number (lingering.py).
 """
 
 import asyncio
+import time
 from collections.abc import Callable, Sequence
 from typing import Final
 
@@ -33,7 +34,7 @@ from app.means import Means
 from app.order import Order
 from app.progress import Progress
 from app.stream import STOPPED, Cause, Waiting
-from app.summary import Listener, Summary
+from app.summary import Afterwards, Listener, Summary, summary_of
 
 logger = structlog.get_logger("app.relay")
 
@@ -48,21 +49,27 @@ class Generation:
         self.owner: Final[Caller] = order.owner
         self.log: Final = log
         self.request_id: Final = order.request_id
+        self.parent: Final = order.parent
+        self.trace: Final = means.begin_trace(order.parent, chat.model)
         self.cause: Cause | None = None
         self.read_through = False
         self.on_spent: Callable[[str], None] = lambda _: None
         self.on_end: Callable[[Generation], None] = lambda _: None
         self.on_over: Callable[[Generation], None] = lambda _: None
         self.listeners: Sequence[Listener] = ()
+        self.afterwards: Sequence[Afterwards] = ()
+        self.most_readers = self.resumes = 0
         self.clocks: Final = Clocks(chat.limits, self._expired, queued=not entrance.admitted)
         self.lingering: Final = Lingering(log, order.linger_s, lambda: self.cancel("left"))
         self._attempts: Final = Attempts(
-            means, log, self.clocks, entrance, deliver=self._deliver, complete=self._complete
+            means, log, self.clocks, entrance, deliver=self._deliver, complete=self._complete, trace=self.trace
         )
         self._entrance = entrance
         self._usage_wait_s: Final = means.terms.usage_wait_s
         self._progress: Final = Progress(chat.prompt_bytes, told=chat.webhook_text)
         self._task: asyncio.Task[None] | None = None
+        self._ended_at = 0.0
+        self._told: Summary | None = None
 
     def start(self) -> None:
         self._task = asyncio.create_task(self._run(), name=f"generation {self.id}")
@@ -100,7 +107,10 @@ class Generation:
 
     def attach(self, after: int) -> Reader:
         self.lingering.attached()
-        return self.log.open_reader(after)
+        reader = self.log.open_reader(after)
+        self.most_readers = max(self.most_readers, len(self.log.readers))
+        self.resumes += after >= 0
+        return reader
 
     def leave(self, reader: Reader, *, may_return: bool) -> None:
         reader.close()
@@ -156,9 +166,9 @@ class Generation:
             self._ended(terminal, cause)
 
     def _ended(self, terminal: Done | Failed, cause: Cause) -> None:
-        self.cause = cause
+        self.cause, self._ended_at = cause, time.monotonic()
         self._progress.reported = terminal.usage if isinstance(terminal, Done) else self.usage()
-        summary = self._summary(terminal, cause)
+        self._told = summary = summary_of(self, self._attempts, self._progress, terminal)
         self._attempts.current = None
         self.chat = msgspec.structs.replace(self.chat, payload={})  # an ended stream is kept, its prompt is not
         self.clocks.stop()
@@ -176,6 +186,10 @@ class Generation:
             self.drain()  # its task was ended from outside: the process is going down
         self._entrance.close()
         self.on_over(self)
+        summary, self._told = self._told, None
+        assert summary is not None  # it has ended
+        for tell in self.afterwards:
+            tell(summary, time.monotonic() - self._ended_at)
 
     def _done(self, finish_reason: str, usage: Usage) -> Done:
         return Done(finish_reason, usage, self._progress.first_carried_s, self.clocks.elapsed_s)
@@ -190,33 +204,6 @@ class Generation:
                 return "connect"
             case _:
                 return "first_token"
-
-    def _summary(self, terminal: Done | Failed, cause: Cause) -> Summary:
-        error, progress = (terminal.error if isinstance(terminal, Failed) else None), self._progress
-        return Summary(
-            stream=self.id,
-            request_id=self.request_id,
-            owner=self.owner,
-            grant=self.chat.grant,
-            profile=self.chat.profile,
-            model=self.chat.model,
-            upstream=self._attempts.upstream,
-            cause=cause,
-            finish_reason=terminal.finish_reason if isinstance(terminal, Done) else None,
-            code=None if error is None else error.code,
-            phase=None if error is None else error.phase,
-            upstream_status=None if error is None else error.upstream_status,
-            attempts=self._attempts.count,
-            pieces=progress.pieces,
-            text_bytes=progress.text_bytes,
-            prompt_tokens=progress.prompt_tokens,
-            usage=progress.usage(),
-            queued_s=self._attempts.queued_s,
-            first_token_s=progress.first_carried_s,
-            total_s=self.clocks.elapsed_s,
-            text=progress.text,
-            text_cut=progress.text_cut,
-        )
 
     # The task: what its attempts bring.
 
@@ -238,7 +225,7 @@ class Generation:
             self.log.append(entries)
         if self._progress.made(entries, decoder):
             self.clocks.carried()
-        if decoder.carrying and not self.log.carrying:
+        if not self.log.carrying and decoder.carrying:
             self._progress.first_carried_s = self.clocks.elapsed_s
             self.log.mark_carrying()
             self._attempts.carried()

@@ -1,8 +1,10 @@
 """Our own uvicorn: it closes its listening socket first when it is told to stop, and lets streams finish.
 
 SIGTERM: the socket is closed at once, so that a balancer's connect goes elsewhere; what it sends on connections that it
-has open is still served, with `Connection: close`; streams have the grace to finish, and what is left ends as
-`draining`. A second signal ends everything now.
+has open is still served, with `Connection: close`, since a refusal would reach the client: no balancer repeats what it
+has sent. An answer under way is the last of its connection, and connections without a request are closed. All that is
+open has the grace to finish; what is left ends as `draining`, and who reads a stream of another process is sent there.
+A second signal ends everything now.
 """
 
 import asyncio
@@ -13,7 +15,7 @@ import socket
 import sys
 from collections.abc import Awaitable, Callable, Coroutine
 from types import FrameType
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import uvicorn
 from fastapi import FastAPI
@@ -36,8 +38,19 @@ COLLECTION_THRESHOLDS: Final = (700, 5, 100)
 DESCRIPTORS: Final = 16 * 1024
 """For so many the kernel's table is made at the start: to double it later stops the process for 10 ms each time."""
 
+IDLE_SECONDS: Final = 0.5
+"""A connection without a request for so long is closed in a drain. A balancer takes the one first that it used last: so
+long after, it has others, or so little to send that it hardly ever writes to one that is just being closed.
+"""
+
+LOOK_SECONDS: Final = 0.05
+"""How often a drain looks whether it is done."""
+
 LAST_WORDS_SECONDS: Final = 5
-"""What uvicorn grants connections after the grace, to take their last event."""
+"""What connections are given after the grace, to take their last event; then they are cut."""
+
+CUT_SECONDS: Final = 1
+"""What cut connections' tasks are given to end by themselves, before uvicorn cancels them with a traceback each."""
 
 
 class Server(uvicorn.Server):
@@ -56,7 +69,7 @@ class Server(uvicorn.Server):
                 log_config=None,
                 log_level="warning",
                 timeout_keep_alive=KEEP_ALIVE_SECONDS,
-                timeout_graceful_shutdown=LAST_WORDS_SECONDS,
+                timeout_graceful_shutdown=LAST_WORDS_SECONDS + CUT_SECONDS,
                 forwarded_allow_ips=list(settings.trusted_proxies),
             )
         )
@@ -75,28 +88,34 @@ class Server(uvicorn.Server):
         self.servers = [Listener(self._listening, self._make_protocol)]  # type: ignore[list-item]
         self.started = True
         self.listening.set()
+        if self.should_exit:  # told so while it started; who has connected by now is served
+            self._begin_drain()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """uvicorn begins by closing idle connections: here they are served until no stream runs."""
         await asyncio.sleep(0)  # the signal that brought us here has asked for `_begin_drain`, which comes first
         if self._drain is not None:
             await asyncio.wait([self._drain])
-            left_s = max(self._grace_over_at - self._loop.time(), 0)
-            self.config.timeout_graceful_shutdown = int(left_s) + LAST_WORDS_SECONDS
+        cutting = self._loop.call_later(LAST_WORDS_SECONDS, self._cut)
         await super().shutdown(sockets)
+        cutting.cancel()
         if self.force_exit:
             await self.lifespan.shutdown()  # uvicorn leaves it out, and connections to upstream stay open
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """The first signal begins the drain, the second ends it. Either way the process ends well, with status 0."""
         self.force_exit, self.should_exit = self.should_exit, True
-        if self.started:
-            self._loop.call_soon_threadsafe(self._end_now if self.force_exit else self._begin_drain)
+        if self.started and not self.force_exit:
+            self._loop.call_soon_threadsafe(self._begin_drain)
 
     def _make_protocol(self) -> asyncio.Protocol:
         return self.config.http_protocol_class(  # type: ignore[call-arg]
             config=self.config, server_state=self.server_state, app_state=self.lifespan.state
         )
+
+    @property
+    def _connections(self) -> list[Protocol]:
+        return cast(list[Protocol], [*self.server_state.connections])
 
     @property
     def _streams(self) -> Streams:
@@ -108,16 +127,28 @@ class Server(uvicorn.Server):
             server.close()
         self._streams.draining = self._protocol.draining = True
         self._grace_over_at = self._loop.time() + self._grace_s
+        for connection in self._connections:
+            connection.part()
         self._drain = self._loop.create_task(self._drain_in_place(), name="drain")
 
     async def _drain_in_place(self) -> None:
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout_at(self._grace_over_at):
-                await self._streams.idle()
+        for server in self.servers:
+            await server.wait_closed()
+        while not self._drained():  # noqa: ASYNC110 — at every look connections are closed, and signals set no event
+            await asyncio.sleep(LOOK_SECONDS)
         await self._streams.close()
 
-    def _end_now(self) -> None:
-        self._end = self._loop.create_task(self._streams.close(), name="end")
+    def _drained(self) -> bool:
+        """Whether there is nothing to wait for, or no time left."""
+        if self.force_exit or self._loop.time() >= self._grace_over_at:
+            return True
+        for connection in self._connections:
+            connection.dismiss(IDLE_SECONDS)
+        return not self._connections and not self._streams.running
+
+    def _cut(self) -> None:
+        for connection in self._connections:
+            connection.transport.abort()
 
 
 def _bounds(settings: Settings) -> dict[str, float]:

@@ -26,7 +26,7 @@ from app.means import Means
 from app.order import Order
 from app.relay import Generation
 from app.settings import Settings
-from app.summary import Listener
+from app.summary import Afterwards, Listener
 
 if TYPE_CHECKING:
     from app.log.sharing import Sharing
@@ -57,6 +57,7 @@ class Streams:
         self.max_readers: Final = settings.max_readers_per_stream
         self.keys: Final = Keys()
         self.listeners: list[Listener] = []
+        self.afterwards: list[Afterwards] = []
         self.chats: Final = Chats()
         self.on_close: Callable[[], None] = lambda: None
         self._closed = False
@@ -149,13 +150,8 @@ class Streams:
         """What all streams together are charged for."""
         return self.budget.used_bytes
 
-    async def idle(self) -> None:
-        """Waits until no generation runs, nor one that began meanwhile."""
-        while self._running:
-            await next(iter(self._running)).over()
-
     async def close(self) -> None:
-        """Ends everything as `draining` and returns when nothing of it remains."""
+        """Ends everything as `draining` and returns when nothing of it remains, and the shared log has the ends."""
         self.draining = self._closed = True
         self.means.capacity.close()
         self.on_close()
@@ -164,13 +160,15 @@ class Streams:
             generation.drain()
         for generation in running:
             await generation.over()
+        if self._sharing is not None:
+            await self._sharing.flush()  # what is forgotten before it was brought is lost to readers elsewhere
         for stream_id in list(self._ended):
             self._forget(stream_id)
 
     def _born(self, order: Order, entrance: Entrance, id: str) -> Generation:
         log = self._logs.begin(id, order)
         generation = Generation(order, log, entrance, self.means, id=id)
-        generation.listeners = self.listeners
+        generation.listeners, generation.afterwards = self.listeners, self.afterwards
         generation.on_end = self._ended_now
         generation.on_over = self._running.discard
         generation.lingering.may_detach = partial(self._may_detach, generation)

@@ -1,6 +1,6 @@
 """Upstreams as admission sees them: some places each, which may all be taken, or not be asked for."""
 
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Final
 
 import pytest
@@ -22,7 +22,14 @@ class FakePlace:
         self.upstream: Final = at.name
         self.over = False
 
-    def open(self, payload: dict[str, object], *, connect_s: float, sent: Callable[[], None]) -> Awaitable[Answer]:
+    def open(
+        self,
+        payload: dict[str, object],
+        *,
+        connect_s: float,
+        sent: Callable[[], None],
+        headers: Mapping[str, str] | None = None,
+    ) -> Awaitable[Answer]:
         raise NotImplementedError
 
     def carried(self) -> None: ...

@@ -50,11 +50,13 @@ async def test_sigterm_lets_a_stream_finish_and_ends_well(tmp_path: Path) -> Non
             ready = await probing.request("GET", "/readyz")
             assert (ready.status, await ready.json()) == (200, {"status": "ready"})
             _, blocks = await begun(streaming)
+            probing.writer.write(b"GET /readyz HTTP/1.1\r\nhost: localhost\r\n")  # what has begun to come is waited for
             relay.process.send_signal(signal.SIGTERM)
             await refused(relay.port)
             for _ in range(4):  # uvicorn looks every 0.1 s whether it is to stop
                 assert event_of(await anext(blocks))["type"] == "ping"
-            unready = await probing.request("GET", "/readyz")
+            probing.writer.write(b"\r\n")
+            unready = await probing.head()
             assert (unready.status, await unready.json()) == (503, {"status": "draining"})
             assert unready.headers["connection"] == "close"
             more.set()

@@ -6,24 +6,27 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from app.summary import Summary
+from app.summary import Course, Summary, Try
 from app.telemetry import stream_log
 from tests.summaries import cancelled, ended, failed
 
 
 def line(summary: Summary) -> Mapping[str, Any]:
     with capture_logs() as logs:
-        stream_log.tell(summary)
+        stream_log.tell(summary, 0.00123)
     [told] = logs
     return told
 
 
 def test_a_stream_is_one_line_with_every_figure() -> None:
-    assert line(ended(first_token_s=0.41234, total_s=2.00049)) == {
+    tries = (Try("second", "upstream_unavailable", None), Try("first", "finished", 0.01234))
+    course = Course(tries, longest_gap_s=0.51234, most_readers=2, resumes=1, log_bytes=900, live_only=True)
+    assert line(ended(first_token_s=0.41234, total_s=2.00049, course=course)) == {
         "event": "stream",
         "log_level": "info",
         "stream": "s_1",
         "request_id": "r_1",
+        "trace_id": None,
         "caller": "key:app",
         "profile": "support",
         "model": "small",
@@ -43,7 +46,28 @@ def test_a_stream_is_one_line_with_every_figure() -> None:
         "queued_s": 0.1,
         "first_token_s": 0.412,
         "total_s": 2.0,
+        "cancel_lag_s": None,
+        "tries": [
+            {"upstream": "second", "outcome": "upstream_unavailable", "connect_s": None},
+            {"upstream": "first", "outcome": "finished", "connect_s": 0.012},
+        ],
+        "connect_s": 0.012,
+        "longest_gap_s": 0.512,
+        "most_readers": 2,
+        "resumes": 1,
+        "log_bytes": 900,
+        "live_only": True,
     }
+
+
+def test_a_stream_that_nobody_was_asked_for_has_no_times_of_one() -> None:
+    told = line(failed(code="overloaded", attempts=0, upstream=None, first_token_s=None))
+    assert (told["tries"], told["connect_s"], told["longest_gap_s"], told["first_token_s"]) == ([], None, None, None)
+
+
+@pytest.mark.parametrize(("cause", "lag_s"), [("deleted", 0.0012), ("left", 0.0012), ("drained", None), ("lost", None)])
+def test_how_long_it_took_to_let_go_is_told_of_what_was_stopped(cause: str, lag_s: float | None) -> None:
+    assert line(cancelled(cause=cause))["cancel_lag_s"] == lag_s
 
 
 @pytest.mark.parametrize("summary", [ended(), failed(), cancelled()], ids=["finished", "failed", "cancelled"])

@@ -22,6 +22,7 @@ from app.settings import Settings
 from app.settings.tables import OnDisconnect
 from app.stream import Stream
 from app.streams import Streams
+from app.trace_context import received
 from app.wire.dialect import CONTENT_TYPE, Encoder
 
 NO_STORE: Final = {"cache-control": "no-store"}
@@ -70,14 +71,17 @@ async def begin(
         pinned=chat.on_disconnect,
     )
     request_id = request.scope["state"]["request_id"]
-    begun, reader = await app.fleet.begin(Order(chat, visitor.caller, request_id, linger_s, key))
+    parent = received(request.headers.getlist("traceparent"), request.headers.getlist("tracestate"))
+    begun, reader = await app.fleet.begin(Order(chat, visitor.caller, request_id, linger_s, key, parent))
     standing = await app.fleet.standing(chat.grant.quotas)
     return Opened(begun, reader, key is not None, visitor.set_cookie, standing)
 
 
 async def attach(request: Request, found: Found, after: int) -> Opened:
     """Raises what `Fleet.attach` raises."""
-    attached, reader = await parts(request).fleet.attach(found, after)
+    fleet = parts(request).fleet
+    attached, reader = await fleet.attach(found, after)
+    fleet.counts.attached(after)
     return Opened(attached, reader, known=True)
 
 

@@ -11,12 +11,23 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Match, Route
-from starlette.types import Scope
+from starlette.types import Receive, Scope, Send
 
 from app.api import callers
 from app.errors import Problem, RelayError, invalid_request
 from app.wire import native
 from app.wire.dialect import CONTENT_TYPE
+
+
+class Refusal(Response):
+    """Is counted when it is sent, by the relay that it is an answer of: the admin listener counts none."""
+
+    code = ""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if (relay := getattr(scope["app"].state, "parts", None)) is not None:
+            relay.fleet.counts.refused[self.status_code, self.code] += 1
+        await super().__call__(scope, receive, send)
 
 
 def accepts_events(request: Request) -> bool:
@@ -37,9 +48,15 @@ def answer(problem: Problem, *, events: bool) -> Response:
         headers["x-should-retry"] = "false"
     headers.update(problem.headers)
     if events:
-        return Response(native.failure(problem), problem.status, headers, CONTENT_TYPE)
+        return _refusal(problem, native.failure(problem), headers, CONTENT_TYPE)
     body = json.dumps({"error": problem.as_json()}, separators=(",", ":"))
-    return Response(body, problem.status, headers, "application/json")
+    return _refusal(problem, body, headers, "application/json")
+
+
+def _refusal(problem: Problem, body: bytes | str, headers: dict[str, str], media_type: str) -> Refusal:
+    refusal = Refusal(body, problem.status, headers, media_type)
+    refusal.code = problem.code
+    return refusal
 
 
 def identified(problem: Problem, request: Request) -> Problem:

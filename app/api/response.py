@@ -177,6 +177,7 @@ class StreamResponse(EventSourceResponse):
 
     async def _break_off(self, send: Send) -> None:
         """Ends the response before the stream: in good order where clients know that as a loss, else as one."""
+        self._scope["app"].state.parts.fleet.counts.sent_off += 1
         if self._encoder.eof_means_lost:
             await self._write(send, b"", more=False)
         else:
@@ -204,6 +205,7 @@ class StreamResponse(EventSourceResponse):
         too_old_at = self._began + manners.max_age_s if manners.max_age_s and not self._too_old else math.inf
         if blocked and now >= cut_off_at and self._task is not None:
             self._cut_off = True
+            self._scope["app"].state.parts.fleet.counts.cut_off += 1
             self._task.cancel()
             return
         if now >= ping_at:

@@ -72,11 +72,15 @@ class Sharing:
         for room in (self.commits, self.tail, self._leases, self.watch):
             self._run(room)
 
-    async def aclose(self) -> None:
+    async def flush(self) -> None:
         """What is still to be brought is brought, as far as that goes in `FLUSH_SECONDS`."""
+        await self.commits.flush(FLUSH_SECONDS)
+
+    async def aclose(self) -> None:
+        """Brings what is still to be brought, as `flush` does, and ends everything."""
         if self._closing:
             return
-        await self.commits.flush(FLUSH_SECONDS)
+        await self.flush()
         self._closing = True
         for task in self._tasks.values():
             task.cancel()

@@ -1,4 +1,4 @@
-"""What is now, as families for Prometheus."""
+"""What is now, and what was counted beside streams, as families for Prometheus."""
 
 from collections.abc import Iterator, Sequence
 from typing import Final
@@ -6,7 +6,7 @@ from typing import Final
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 
-from app.overview import Now, UpstreamNow, WebhookNow
+from app.overview import Counts, Now, UpstreamNow, WebhookNow
 
 STATES: Final = ("closed", "half_open", "open")
 
@@ -22,9 +22,34 @@ def gauges(now: Now) -> Iterator[Metric]:
     yield GaugeMetricFamily("relay_max_queued", "Requests that may be in the queue.", now.max_queued)
     yield GaugeMetricFamily("relay_log_bytes", "What the logs of all streams are charged for.", now.log_bytes)
     yield GaugeMetricFamily("relay_max_log_bytes", "What they may be charged for.", now.max_log_bytes)
+    yield from _counts(now.counts)
     yield from _upstreams(now.upstreams)
     if now.webhook is not None:
         yield from _webhook(now.webhook)
+
+
+def _counts(counts: Counts) -> Iterator[Metric]:
+    yield CounterMetricFamily("relay_streams_started", "Streams that were begun, in the queue or not.", counts.started)
+    refused = CounterMetricFamily(
+        "relay_requests_refused", "HTTP answers that were an error, by its code.", labels=("status", "code")
+    )
+    for (status, code), count in counts.refused.items():
+        refused.add_metric((str(status), code), count)
+    yield refused
+    attached = CounterMetricFamily(
+        "relay_attached", "Readers that came to a stream, from a cursor on or from its beginning.", labels=("from",)
+    )
+    attached.add_metric(("cursor",), counts.resumed)
+    attached.add_metric(("beginning",), counts.replayed)
+    yield attached
+    ended = CounterMetricFamily(
+        "relay_readers_ended_early",
+        "Readers whose response was ended before the stream: they took nothing, or were to come back.",
+        labels=("reason",),
+    )
+    ended.add_metric(("cut_off",), counts.cut_off)
+    ended.add_metric(("sent_off",), counts.sent_off)
+    yield ended
 
 
 def _upstreams(upstreams: Sequence[UpstreamNow]) -> Iterator[Metric]:

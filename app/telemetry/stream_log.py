@@ -1,6 +1,7 @@
-"""One line in the log for each generation that has ended: who asked for what, how it ended, and what it took.
+"""One line in the log for each generation that is over: who asked for what, how it ended, and what it took.
 
-Never what was said: no prompt, no answer, no subject, no key.
+Never what was said: no prompt, no answer, no subject, no key. docs/operate.md says what each field means, and a test
+holds it to what is logged.
 """
 
 import logging
@@ -9,7 +10,8 @@ from typing import Final
 
 import structlog
 
-from app.summary import Summary
+from app.stream import STOPPED
+from app.summary import Course, Summary
 
 OPERATORS_STATUSES: Final = {401, 402, 403, 409, 429}
 """With `upstream_error`: upstream refuses our key or account, which no caller can mend; an operator must hear of it."""
@@ -19,15 +21,15 @@ _WORD: Final = re.compile(r"[\w.-]{1,32}", re.ASCII)
 logger = structlog.get_logger("app.stream")
 
 
-def tell(summary: Summary) -> None:
+def tell(summary: Summary, took_s: float) -> None:
     """Times in seconds. What there was none of is null."""
     loud = summary.code == "upstream_error" and summary.upstream_status in OPERATORS_STATUSES
-    usage = summary.usage
     logger.log(
         logging.ERROR if loud else logging.INFO,
         "stream",
         stream=summary.stream,
         request_id=summary.request_id,
+        trace_id=summary.trace_id,
         caller=summary.grant.name,
         profile=summary.profile,
         model=summary.model,
@@ -40,14 +42,43 @@ def tell(summary: Summary) -> None:
         attempts=summary.attempts,
         pieces=summary.pieces,
         text_bytes=summary.text_bytes,
-        prompt_tokens=usage.prompt_tokens,
-        completion_tokens=usage.completion_tokens,
-        total_tokens=usage.total_tokens,
-        usage_source=usage.source,
+        **_used(summary),
         queued_s=round(summary.queued_s, 3),
-        first_token_s=None if summary.first_token_s is None else round(summary.first_token_s, 3),
+        first_token_s=_rounded(summary.first_token_s),
         total_s=round(summary.total_s, 3),
+        cancel_lag_s=round(took_s, 4) if summary.cause in STOPPED else None,
+        **_course(summary.course),
     )
+
+
+def _used(summary: Summary) -> dict[str, object]:
+    usage = summary.usage
+    return {
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "total_tokens": usage.total_tokens,
+        "usage_source": usage.source,
+    }
+
+
+def _course(course: Course) -> dict[str, object]:
+    tries = course.tries
+    return {
+        "tries": [
+            {"upstream": each.upstream, "outcome": each.outcome, "connect_s": _rounded(each.connect_s)}
+            for each in tries
+        ],
+        "connect_s": _rounded(tries[-1].connect_s) if tries else None,
+        "longest_gap_s": _rounded(course.longest_gap_s),
+        "most_readers": course.most_readers,
+        "resumes": course.resumes,
+        "log_bytes": course.log_bytes,
+        "live_only": course.live_only,
+    }
+
+
+def _rounded(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds, 3)
 
 
 def _word(reason: str | None) -> str | None:

@@ -6,7 +6,7 @@ cut stream for a whole one. Its retries are off: they sleep in our process and k
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any, Final, cast
 
@@ -62,19 +62,27 @@ class Upstream:
         """Azure lists the models that could be deployed, not the deployments that can be asked for."""
         return self._service.azure_api_version is None
 
-    async def open(self, payload: dict[str, object], *, connect_s: float, sent: Callable[[], None]) -> Answer:
+    async def open(
+        self,
+        payload: dict[str, object],
+        *,
+        connect_s: float,
+        sent: Callable[[], None],
+        headers: Mapping[str, str] | None = None,
+    ) -> Answer:
         """Asks for a streamed answer and returns when its head is there; `sent` is called when the request has left.
 
+        An operator's header wins over one of `headers`.
         Raises `RelayError`: a status that is no success, or `upstream_timeout` (connect), `upstream_unavailable`,
         `upstream_protocol`.
         """
         asked_usage = self._asks_usage
         try:
-            return await self._open(payload, connect_s, sent, ask_usage=self._asks_usage)
+            return await self._open(payload, connect_s, sent, headers, ask_usage=self._asks_usage)
         except RelayError as error:
             if not (asked_usage and _refuses_usage(error)) or _has_options(payload):
                 raise
-        answer = await self._open(payload, connect_s, sent, ask_usage=False)
+        answer = await self._open(payload, connect_s, sent, headers, ask_usage=False)
         self._asks_usage = False  # only now is it known that the field was at fault, and not the name of a model
         return answer
 
@@ -94,7 +102,13 @@ class Upstream:
         await self._client.close()
 
     async def _open(
-        self, payload: dict[str, object], connect_s: float, sent: Callable[[], None], *, ask_usage: bool
+        self,
+        payload: dict[str, object],
+        connect_s: float,
+        sent: Callable[[], None],
+        headers: Mapping[str, str] | None,
+        *,
+        ask_usage: bool,
     ) -> Answer:
         body = payload | self._service.body | {"stream": True}
         asked = body.pop("stream_options", None)
@@ -102,7 +116,7 @@ class Upstream:
             body["stream_options"] = (asked if isinstance(asked, dict) else {}) | {"include_usage": True}
         token = on_sent.set(sent)
         try:
-            return await self._ask(lambda: self._post(body, connect_s))
+            return await self._ask(lambda: self._post(body, connect_s, headers))
         finally:
             on_sent.reset(token)
 
@@ -121,12 +135,17 @@ class Upstream:
             raise _lost(error.__cause__) from None
         return Answer(response, cast(Body, response.extensions["body"]))
 
-    async def _post(self, body: dict[str, object], connect_s: float) -> httpx2.Response:
+    async def _post(
+        self, body: dict[str, object], connect_s: float, headers: Mapping[str, str] | None
+    ) -> httpx2.Response:
         response: Any = await self._client.post(
             "/chat/completions",
             cast_to=httpx2.Response,
             body=body,
-            options={"headers": self._headers, "timeout": httpx2.Timeout(None, connect=connect_s)},
+            options={
+                "headers": {**headers, **self._headers} if headers else self._headers,
+                "timeout": httpx2.Timeout(None, connect=connect_s),
+            },
             stream=True,
         )
         return cast(httpx2.Response, response)

@@ -1,7 +1,7 @@
 """A place at one upstream, for one attempt."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Final
 
 from app.errors import Problem
@@ -28,9 +28,17 @@ class Place:
         self._connect_s = 0.0
         self._has_carried = False
 
-    def open(self, payload: dict[str, object], *, connect_s: float, sent: Callable[[], None]) -> Awaitable[Answer]:
+    def open(
+        self,
+        payload: dict[str, object],
+        *,
+        connect_s: float,
+        sent: Callable[[], None],
+        headers: Mapping[str, str] | None = None,
+    ) -> Awaitable[Answer]:
         self._connect_s = connect_s
-        return self._member.upstream.open(payload | {"model": self.model}, connect_s=connect_s, sent=sent)
+        asked = payload | {"model": self.model}
+        return self._member.upstream.open(asked, connect_s=connect_s, sent=sent, headers=headers)
 
     def carried(self) -> None:
         self._has_carried = True
