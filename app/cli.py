@@ -1,4 +1,4 @@
-"""`sse-relay`: serve, demo, chat, config, keys.
+"""`sse-relay`: serve, demo, chat, top, config, keys.
 
 Exit codes: 0 done; 1 the answer failed; 2 bad usage, settings that do not hold, or no relay there; 130 after Ctrl-C.
 What a command needs is imported inside it: `chat` must not wait for the server's half second of imports.
@@ -120,6 +120,23 @@ def chat(
         _refuse("the question is empty")
     screen: Screen = JsonLines() if as_json else Typewriter()
     raise typer.Exit(asyncio.run(talk.ask(question, screen)))
+
+
+@app.command()
+def top(
+    url: Annotated[str, typer.Option(help="Where the relay's admin listener is.")] = "http://127.0.0.1:8001",
+    once: Annotated[bool, typer.Option("--once", help="One table, for scripts.")] = False,
+    as_json: Json = False,
+    interval: Annotated[float, typer.Option(min=0.1, help="Seconds between two looks.")] = 1,
+) -> None:
+    """Watch what a relay streams now: a list in the terminal until q."""
+    from app.terminal.top import Top
+
+    try:
+        watching = Top(url, interval)
+    except ValueError as error:
+        _refuse(str(error))
+    raise typer.Exit(watching.run(as_json=as_json, once=once))
 
 
 @app.command()

@@ -10,4 +10,5 @@ lock() {
 }
 before="${1:?the day before which a release must have been made, as YYYY-MM-DD}"
 lock pyproject.toml requirements/build.in -o requirements/core.txt
-lock pyproject.toml requirements/build.in --group dev -c requirements/core.txt -o requirements/dev.txt
+lock pyproject.toml requirements/build.in --all-extras -c requirements/core.txt -o requirements/all.txt
+lock pyproject.toml requirements/build.in --all-extras --group dev -c requirements/all.txt -o requirements/dev.txt

@@ -116,7 +116,7 @@ def _masked(name: str, value: object) -> Value:
     match value:
         case SecretStr():
             return mask(value.get_secret_value())
-        case str() if name.endswith(("_url", "_proxy")):
+        case str() if name.endswith(("_url", "_proxy", "_endpoint")):
             return _without_credentials(value)
         case None | str() | int() | float() | bool() | tuple():
             return value

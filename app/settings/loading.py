@@ -17,7 +17,7 @@ from app.settings.model import PREFIX, TABLES, Settings
 from app.settings.secrets import SettingsError
 from app.settings.tables import TABLE_KINDS, Allowance
 
-SECRETS: Final = {"RELAY_REDIS_URL", "RELAY_TOKEN_SECRET", "HTTP_PROXY", "HTTPS_PROXY"}
+SECRETS: Final = {"RELAY_REDIS_URL", "RELAY_TOKEN_SECRET", "HTTP_PROXY", "HTTPS_PROXY", "OTEL_EXPORTER_OTLP_ENDPOINT"}
 
 
 def load(**overrides: object) -> Settings:

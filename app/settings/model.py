@@ -139,6 +139,11 @@ class Settings(BaseSettings):
     )
     drain_grace_seconds: SecondsOrOff = Field(30, description="after SIGTERM: time for open streams to finish")
 
+    otel_exporter_otlp_endpoint: HttpUrl | None = Field(
+        None,
+        validation_alias=AliasChoices("OTEL_EXPORTER_OTLP_ENDPOINT", "otel_exporter_otlp_endpoint"),
+        description="where traces go, by OTLP over HTTP: `http://localhost:4318`; needs `sse-relay[otel]`",
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="what is logged")
     log_format: Literal["auto", "json", "console"] = Field("auto", description="`auto`: console on a terminal")
 
