@@ -4,6 +4,7 @@ import os
 from collections.abc import Generator
 
 import pytest
+import structlog
 
 STRICT = os.environ.get("CI") == "true"
 
@@ -12,6 +13,14 @@ STRICT = os.environ.get("CI") == "true"
 def anyio_backend() -> str:
     """Of the widest scope, so that fixtures of any scope may be asynchronous."""
     return "asyncio"
+
+
+@pytest.fixture(autouse=True)
+def log_is_open() -> None:
+    """A relay of an earlier test may have sent this process's log to what that test captured, and that is closed."""
+    file = getattr(structlog.get_config()["logger_factory"], "_file", None)
+    if file is not None and file.closed:
+        structlog.reset_defaults()
 
 
 def _fail_if_skipped(report: pytest.TestReport | pytest.CollectReport) -> None:
