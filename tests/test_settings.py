@@ -101,6 +101,11 @@ def test_a_broken_file_is_a_refusal(tmp_path: Path) -> None:
     assert refusal()[0].startswith("relay.toml or .env cannot be read")
 
 
+def test_a_file_that_cannot_be_read_is_told(tmp_path: Path) -> None:
+    (tmp_path / "relay.toml").symlink_to("/proc/self/mem")  # a file for everybody, and for nobody to read from its beginning
+    assert refusal() == ("relay.toml or .env cannot be read: Input/output error",)
+
+
 @pytest.mark.parametrize(
     ("secret", "shown"), [(KEY, "sk-…abcd"), ("0123456789ab", "…89ab"), ("0123456789a", "…"), ("", "…")]
 )

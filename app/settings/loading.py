@@ -34,6 +34,8 @@ def load(**overrides: object) -> Settings:
         raise SettingsError([*unknown, *map(_sentence, _told(error))]) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise SettingsError([f"relay.toml or .env cannot be read: {error}"]) from None
+    except OSError as error:
+        raise SettingsError([f"{error.filename or 'relay.toml or .env'} cannot be read: {error.strerror}"]) from None
     if problems := [*unknown, *_contradictions(settings), *_missing_secrets(settings)]:
         raise SettingsError(problems)
     return settings
