@@ -102,7 +102,7 @@ def test_a_broken_file_is_a_refusal(tmp_path: Path) -> None:
 
 
 def test_a_file_that_cannot_be_read_is_told(tmp_path: Path) -> None:
-    (tmp_path / "relay.toml").symlink_to("/proc/self/mem")  # a file for everybody, and for nobody to read from its beginning
+    (tmp_path / "relay.toml").symlink_to("/proc/self/mem")  # a file, and its beginning not to be read
     assert refusal() == ("relay.toml or .env cannot be read: Input/output error",)
 
 
