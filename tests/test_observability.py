@@ -11,6 +11,7 @@ from typing import Any, Final, get_args
 
 import msgspec
 import pytest
+import yaml  # type: ignore[import-untyped]
 from prometheus_client.parser import text_string_to_metric_families
 from structlog.testing import capture_logs
 
@@ -22,8 +23,6 @@ from tests.relay import SSE, ask, chat, connect, event_of, fetch, running, subje
 from tests.summaries import ended
 from tests.upstream import Upstream, chunk, chunks, finish, hang, head, reset
 from tests.webhook_receiver import Receiver
-
-yaml: Any = pytest.importorskip("yaml")
 
 ROOT: Final = Path(__file__).parents[1]
 PAGE: Final = (ROOT / "docs/operate.md").read_text(encoding="utf-8")
