@@ -18,6 +18,7 @@ from app.api import ag_ui, ai_sdk, document, openai, opening, page, problems, ro
 from app.api.admin import Desk
 from app.api.gate import Gate
 from app.api.middleware import Edge
+from app.api.unwinding import Unwinding
 from app.catalogue import Catalogue
 from app.charging import Charging
 from app.door.doorkeeper import Doorkeeper
@@ -83,6 +84,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
 def _fence(app: FastAPI, settings: Settings) -> None:
     """What a request passes before it comes to a route, the last first."""
+    app.add_middleware(Unwinding)
     app.add_middleware(Gate)
     app.add_middleware(
         CORSMiddleware,

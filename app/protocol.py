@@ -6,25 +6,21 @@ client's departure would go unseen.
 """
 
 import asyncio
-import contextlib
 import json
-import os
-import select
-import socket
-from typing import Any, Final, cast
+from collections.abc import Callable
+from typing import Final, cast
 
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
-from app.api.response import ABORT
+from app.api.connection import ABORT, DEPARTURE
 from app.errors import RelayError, invalid_request
+from app.parting import Parting, Unannounced, shut
 
 SEEING_OFF_SECONDS: Final = 2.0
 """Closing with bytes unread makes the kernel reset the connection, and the answer is lost (RFC 9112 §9.6)."""
 
 WRITE_BUFFER_BYTES: Final = 16 * 1024
 """What waits in the process for a client that is slower than its stream; the kernel's buffer comes before it."""
-
-LAST_CHUNK: Final = b"0\r\n\r\n"
 
 
 class PipelinedRequest(Exception):
@@ -43,37 +39,6 @@ class UpgradeWithBody(Exception):
     """A request that would change the protocol and has a body (curl --http2, Java's client): llhttp loses the body."""
 
 
-class Parting:
-    """The transport of the last answer of a connection: uvicorn would close it before the client is seen off."""
-
-    def __init__(self, cycle: RequestResponseCycle) -> None:
-        transport = cycle.transport
-        self.write, self.is_closing = transport.write, transport.is_closing
-        self._close = transport.close
-        self._cycle = cycle
-
-    def close(self) -> None:
-        if not self._cycle.more_body:
-            self._close()
-
-
-class Unannounced(Parting):
-    """The same where the head has left, and did not say `Connection: close`. The end of the answer and that of the
-    connection leave in one segment: a balancer that saw the first alone would send its next request, to nobody.
-    """
-
-    def __init__(self, cycle: RequestResponseCycle) -> None:
-        super().__init__(cycle)
-        self._write, self.write = self.write, self._corked
-        self._socket: Any = cycle.transport.get_extra_info("socket")
-
-    def _corked(self, data: Any) -> None:
-        if data.endswith(LAST_CHUNK) and hasattr(socket, "TCP_CORK"):
-            with contextlib.suppress(OSError):  # it has just been lost
-                self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, 1)
-        self._write(data)
-
-
 class Protocol(HttpToolsProtocol):
     """HTTP/1.1, with bounds, no pipelining, and failures in the contract's shape."""
 
@@ -85,6 +50,7 @@ class Protocol(HttpToolsProtocol):
     _head_bytes = _unfinished_bytes = _body_bytes = 0
     _in_message = _in_head = _went_on = _seen_off = False
     _timer: asyncio.TimerHandle | None = None
+    _tell_departure: Callable[[], None] | None = None
     _idle_since = 0.0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -99,6 +65,8 @@ class Protocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timer()
         super().connection_lost(exc)
+        if self._tell_departure is not None:
+            self._tell_departure()
 
     def data_received(self, data: bytes) -> None:
         """httptools tells of a header when it is whole, and of a chunk's extensions never: without an end, in the head
@@ -120,7 +88,7 @@ class Protocol(HttpToolsProtocol):
         super().on_message_begin()
         self._head_bytes = self._unfinished_bytes = self._body_bytes = 0
         self._in_message = self._in_head = True
-        self.scope["extensions"] = {ABORT: {"call": self.transport.abort}}
+        self.scope["extensions"] = {ABORT: {"call": self.transport.abort}, DEPARTURE: {"call": self._watch}}
 
     def on_url(self, url: bytes) -> None:
         self._grow(len(url))
@@ -183,7 +151,7 @@ class Protocol(HttpToolsProtocol):
     def dismiss(self, idle_s: float) -> None:
         """Closes the connection if there has been no request on it for so long, and none has just come."""
         idle = not self._in_message and not self._answering()
-        if idle and self.loop.time() - self._idle_since >= idle_s and _shut(self.transport):
+        if idle and self.loop.time() - self._idle_since >= idle_s and shut(self.transport):
             self.transport.close()
 
     def send_400_response(self, msg: str) -> None:
@@ -195,6 +163,14 @@ class Protocol(HttpToolsProtocol):
         head = b"content-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n" % len(body)
         self.transport.write(STATUS_LINE[400] + head + body)
         self.transport.close()
+
+    def _watch(self, tell: Callable[[], None] | None) -> None:
+        """`tell` is called when the client leaves, at once if it has. It could not be seen if nothing were read."""
+        self._tell_departure = tell
+        if tell is not None:
+            self.flow.resume_reading()
+            if self.cycle.disconnected:
+                tell()
 
     def _expect_head(self) -> None:
         self._timer = self.loop.call_later(self.head_timeout_s, self.transport.abort)
@@ -236,14 +212,3 @@ class Protocol(HttpToolsProtocol):
         self._head_bytes += size
         if self._head_bytes > self.max_header_bytes:
             raise HeadTooLarge
-
-
-def _shut(transport: asyncio.Transport) -> bool:
-    """Tells the peer at once that this is the end, not a turn of the loop later; unless something has come by now."""
-    poll, number = select.poll(), transport.get_extra_info("socket").fileno()
-    poll.register(number, select.POLLIN)
-    if poll.poll(0):
-        return False
-    with socket.socket(fileno=os.dup(number)) as same, contextlib.suppress(OSError):
-        same.shutdown(socket.SHUT_WR)
-    return True

@@ -47,7 +47,7 @@ ROOMS: Final = {
     "api": ("api",),
     "telemetry": ("telemetry",),
     "webhook": ("webhook",),
-    "process": ("main", "server", "admin", "listener", "protocol"),
+    "process": ("main", "server", "admin", "listener", "protocol", "parting"),
     "demo": ("demo",),
     "client": ("client",),
     "terminal": ("terminal",),

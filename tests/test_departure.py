@@ -4,13 +4,14 @@ The policy `on_disconnect` decides what a departure means; that it is noticed at
 """
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from typing import Any, Literal
 
 import pytest
 
 from app.admission.callers import Caller
-from tests.relay import SSE, Connection, Relay, ask, chat, connect, event_of, running, subject, text_of, until
+from tests.relay import SSE, Connection, Relay, ask, chat, connect, event_of, fetch, running, subject, text_of, until
 from tests.upstream import (
     Answer,
     Upstream,
@@ -109,6 +110,20 @@ async def test_leaving_mid_stream_ends_upstream(headers: dict[str, str], how: Le
         response = await client.request("POST", "/chat/stream", chat(), headers)
         await take(response.blocks(), 3)
         leave(client, how)
+        await nothing_remains(relay, upstream)
+
+
+async def test_leaving_after_a_large_question_ends_upstream() -> None:
+    """A body's large last piece makes the server stop reading, and it is by reading that a departure is seen."""
+    question = json.dumps(chat("x" * 200_000)).encode()
+    async with Upstream() as upstream, running(upstream.base_url) as relay, connect(relay.port) as client:
+        upstream.script((head(), hang()))
+        length = {"content-type": "application/json", "content-length": str(len(question))}
+        client.write("POST", "/chat/stream", question[:1], length)
+        await fetch(relay.port, "GET", "/healthz")  # by now it waits for the rest
+        client.writer.write(question[1:])
+        await upstream.wait_for(lambda u: u.active == 1)
+        leave(client, "close")
         await nothing_remains(relay, upstream)
 
 

@@ -14,7 +14,7 @@ import pytest
 from app import listener, server
 from app.listener import listen
 from app.main import create_app
-from app.protocol import LAST_CHUNK
+from app.parting import LAST_CHUNK
 from tests.relay import Relay, chat, connect, event_of, fetch, running, settings_for, text_of, until
 from tests.served import SERVE, forked
 from tests.test_server import refused

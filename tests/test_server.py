@@ -138,13 +138,17 @@ async def test_the_drain_cuts_no_replay_short() -> None:
         assert await replaying.read() == whole
 
 
-async def test_plain_uvicorn_serves_the_application(tmp_path: Path) -> None:
+async def test_plain_uvicorn_serves_the_application_and_notices_departures(tmp_path: Path) -> None:
     command = ("uvicorn", "--factory", "app.main:create_app", "--port", "0")
     async with Upstream() as upstream, served(tmp_path, upstream, *command) as relay:
         upstream.script(answer("Hel", "lo"))
         response, body = await fetch(relay.port, "POST", "/chat/stream", chat())
         events = [event_of(block) for block in body.decode().split("\n\n")[:-1]]
         assert (response.status, text_of(events), events[-1]) == (200, "Hello", {"type": "[DONE]"})
+        upstream.script((head(), chunk("a"), hang()))
+        async with connect(relay.port) as connection:
+            await connection.request("POST", "/chat/stream", chat(on_disconnect="cancel"))
+        await upstream.wait_for(lambda u: u.aborted == 1)
         relay.process.send_signal(signal.SIGTERM)
         await relay.code()
 

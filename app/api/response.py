@@ -2,8 +2,8 @@
 
 - The status line is held until upstream has begun to answer or has failed, `hold_s` at most: a failure before it is a
   real HTTP status, one after it an event.
-- Whether the client is still there is known from the first moment, also while nothing has been sent: `receive` says
-  `http.disconnect`, and the reader is woken. What that means for the generation is not decided here.
+- Whether the client is still there is known from the first moment, also while nothing has been sent
+  (connection.py), and the reader is woken. What that means for the generation is not decided here.
 - One timer serves heartbeat, send timeout and the longest age. It is not moved by a token: when it fires it looks
   at when something was last written.
 - A client that takes nothing is cut off; one that lives too long is sent off without `[DONE]`, so that it comes back.
@@ -24,6 +24,8 @@ from starlette.requests import Request
 from starlette.types import Message, Receive, Scope, Send
 
 from app.api import problems
+from app.api.connection import abort, watch_departure
+from app.api.unwinding import LASTING
 from app.errors import Problem
 from app.events import Failed
 from app.log.reader import Reader
@@ -38,9 +40,6 @@ AGE_JITTER: Final = 0.1
 
 PASSED_ON: Final = ("x-stream-id", "set-cookie")
 """Headers of the stream that a refusal in its place has as well."""
-
-ABORT: Final = "relay.abort"
-"""The ASGI extension by which our server lets a response end its connection without waiting for the client."""
 
 
 class Manners(msgspec.Struct, frozen=True):
@@ -72,7 +71,7 @@ class StreamResponse(EventSourceResponse):
         known: bool,
         headers: Mapping[str, str],
     ) -> None:
-        super().__init__(_Nothing(), headers=headers, ping=0, sep="\n", client_close_handler_callable=self._left)
+        super().__init__(_Nothing(), headers=headers, ping=0, sep="\n")
         del self.headers["connection"]
         self._loop = asyncio.get_running_loop()
         self._stream = stream
@@ -88,7 +87,15 @@ class StreamResponse(EventSourceResponse):
         self._timer: asyncio.TimerHandle | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        departure = asyncio.create_task(self._listen_for_disconnect(receive), name=f"departure {self._stream.id}")
+        """At once, or where there is a place for what lasts, there; nothing is waited for in between."""
+        lasting = scope.get(LASTING)
+        if lasting is None:
+            await self._answer(scope, receive, send)
+        else:
+            lasting.append(self._answer)
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        no_longer = watch_departure(scope, receive, self._depart, name=self._stream.id)
         self._task, self._scope = asyncio.current_task(), scope
         try:
             await self._serve(scope, receive, send)
@@ -96,9 +103,9 @@ class StreamResponse(EventSourceResponse):
             if not self._cut_off or self._task is None:
                 raise
             self._task.uncancel()
-            await _abort(scope)
+            await abort(scope)
         finally:
-            departure.cancel()
+            no_longer()
             if self._timer is not None:
                 self._timer.cancel()
             self._stream.leave(self._reader, may_return=self._known)
@@ -112,7 +119,8 @@ class StreamResponse(EventSourceResponse):
         elif self.active:
             await self._stream_response(send)
 
-    async def _left(self, _message: Message) -> None:
+    def _depart(self) -> None:
+        self.active = False
         self._reader.wake()
 
     async def _held(self) -> Problem | None:
@@ -181,7 +189,7 @@ class StreamResponse(EventSourceResponse):
         if self._encoder.eof_means_lost:
             await self._write(send, b"", more=False)
         else:
-            await _abort(self._scope)
+            await abort(self._scope)
 
     def _heartbeat(self) -> bytes:
         return self._encoder.ping(self._stream.waiting, self._stream.elapsed_s)
@@ -222,10 +230,3 @@ class _Nothing:
 
     def __aiter__(self) -> AsyncIterator[bytes]:
         raise NotImplementedError
-
-
-async def _abort(scope: Scope) -> None:
-    """Ends the connection now: a client that takes nothing would not take a proper end either."""
-    if extension := scope.get("extensions", {}).get(ABORT):
-        extension["call"]()
-        await asyncio.sleep(0)
