@@ -38,7 +38,7 @@ async def test_replicas_are_found_by_their_name(tmp_path: Path) -> None:
 
 
 def test_silence_is_shorter_than_nginx_waits() -> None:
-    shortest, longest = seconds("proxy_read_timeout")
+    shortest, *_, longest = seconds("proxy_read_timeout")
     assert DEFAULTS.heartbeat_seconds * 3 <= shortest
     assert DEFAULTS.hold_status_seconds < shortest
     assert DEFAULTS.max_timeout_total_seconds < longest
