@@ -60,10 +60,10 @@ class Lingering:
         if self.watched is None:
             self._gone()
         else:
-            self._asking = asyncio.create_task(self._ask(self.watched()), name="watched")
+            self._asking = asyncio.create_task(self._ask(self.watched), name="watched")
 
-    async def _ask(self, watched: Awaitable[bool]) -> None:
-        if await watched:
+    async def _ask(self, watched: Callable[[], Awaitable[bool]]) -> None:
+        if await watched():
             self._wait(min(self._linger_s, WATCHED_AGAIN_SECONDS))
         elif not self._log.readers:
             self._gone()
