@@ -10,7 +10,7 @@ from typing import Any, Final
 import httpx2
 
 URLS: Final = 256
-"""So many are remembered: an upstream has one, Azure one for each deployment."""
+"""So many are remembered: an upstream has two, one to ask at and one of its list."""
 
 _url: Final = lru_cache(URLS)(httpx2.URL)
 
