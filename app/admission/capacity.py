@@ -15,7 +15,7 @@ from typing import Final
 from app.admission.callers import Quota
 from app.admission.lines import Line, Lines
 from app.admission.pace import Pace, worth_a_retry_s
-from app.admission.refusals import draining, overloaded, too_many_streams
+from app.admission.refusals import ALL_TAKEN, draining, overloaded, too_many_streams
 from app.admission.returning import Claim, Returning
 from app.errors import RelayError
 from app.places import Place
@@ -108,7 +108,7 @@ class Capacity:
         if room + self.max_queued - self.queued > coming or self._closed:
             return None
         wait_s = worth_a_retry_s(self._pace.until_s(self.queued + coming + 1, now))
-        return overloaded(self._all_taken if room == free else "all upstreams are busy", self.queued, wait_s)
+        return overloaded(ALL_TAKEN if room == free else "all upstreams are busy", wait_s)
 
     def poke(self, now: float) -> None:
         """An upstream has room: lets in who has waited for it."""
@@ -226,13 +226,9 @@ class Capacity:
 
     def _full(self, line: Line[Ticket], now: float) -> RelayError:
         if self.in_use >= self.max_streams:
-            return overloaded(self._all_taken, self.queued, self.retry_after_s(now))
+            return overloaded(ALL_TAKEN, self.retry_after_s(now))
         wait_s = worth_a_retry_s(line.pace.until_s(len(line) + 1, now))
-        return overloaded("the upstreams of this model are busy", self.queued, wait_s)
-
-    @property
-    def _all_taken(self) -> str:
-        return f"all {self.max_streams} streams are taken"
+        return overloaded("the upstreams of this model are busy", wait_s)
 
 
 def _call(tickets: Sequence[Ticket]) -> None:

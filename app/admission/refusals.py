@@ -1,11 +1,15 @@
 """What those are told who are not let in."""
 
+from typing import Final
+
 from app.errors import RelayError
 
+ALL_TAKEN: Final = "all streams are taken"
+"""Without their number: strangers are told so too."""
 
-def overloaded(what: str, queued: int, wait_s: float) -> RelayError:
-    waiting = f" and {queued} requests wait" if queued else ""
-    return RelayError("overloaded", f"{what}{waiting}; try again", phase="admission", retry_after_s=wait_s)
+
+def overloaded(what: str, wait_s: float) -> RelayError:
+    return RelayError("overloaded", f"{what}; try again", phase="admission", retry_after_s=wait_s)
 
 
 def too_many_streams(limit: int, *, retry_after_s: float) -> RelayError:
