@@ -38,9 +38,9 @@ COLLECTION_THRESHOLDS: Final = (700, 5, 100)
 DESCRIPTORS: Final = 16 * 1024
 """For so many the kernel's table is made at the start: to double it later stops the process for 10 ms each time."""
 
-IDLE_SECONDS: Final = 0.5
-"""A connection without a request for so long is closed in a drain. A balancer takes the one first that it used last: so
-long after, it has others, or so little to send that it hardly ever writes to one that is just being closed.
+IDLE_SECONDS: Final = 5
+"""A connection without a request for so long is closed in a drain. A balancer takes the one first that it used last:
+what is left over for so long it takes in a wave of requests alone, and loses those that cross with the close.
 """
 
 LOOK_SECONDS: Final = 0.05

@@ -45,13 +45,19 @@ async def gone(relay: Relay) -> None:
     await until(lambda: not relay.server_state.connections, 10)
 
 
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test need wait as long as a balancer is waited for."""
+    monkeypatch.setattr(server, "IDLE_SECONDS", 0.5)
+
+
 # What is under way, and what comes
 
 
 async def test_a_request_on_an_open_connection_is_served_in_a_drain_and_is_its_last(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(server, "IDLE_SECONDS", 10 * server.IDLE_SECONDS)
+    monkeypatch.setattr(server, "IDLE_SECONDS", 5)
     more = asyncio.Event()
     async with Upstream() as upstream, running(upstream.base_url, **PATIENT) as relay:
         upstream.script((head(), chunk("a"), wait(more), finish()), answer("late"))
