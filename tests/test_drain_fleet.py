@@ -47,13 +47,14 @@ async def test_after_the_grace_readers_of_streams_made_elsewhere_are_sent_away_a
         upstream.script((head(), chunk("a"), wait(more), chunk("b"), finish()))
         native = Reading()
         await native.begin(staying.port, events=2)
-        async with connect(staying.port) as first, connect(drained.port) as ui:
+        async with connect(staying.port) as first, connect(drained.port) as ui, connect(drained.port) as back:
             await first.request("POST", "/api/chat", UI, subject("a"))
             followed = await ui.request("GET", "/api/chat/c1/stream", None, subject("a"))
             assert followed.status == 200
-            following = asyncio.create_task(native.go_on(drained.port, 100))
+            cursor = {"last-event-id": f"{native.id}.{native.cursor}"}
+            following = await back.request("GET", f"/chat/stream/{native.id}", None, SSE | cursor)
             drained.process.send_signal(signal.SIGTERM)
-            await following
+            await native.read(following, 100)
             with pytest.raises((asyncio.IncompleteReadError, ConnectionResetError)):
                 await followed.read()
             assert await drained.code() == 0
