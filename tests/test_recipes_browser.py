@@ -32,6 +32,15 @@ window.EventSource = class extends EventSource {
 };
 """
 
+COUNT_TIMERS: Final = """() => {
+  const set = window.setTimeout;
+  window.timers = 0;
+  window.setTimeout = (...given) => {
+    timers += 1;
+    return set(...given);
+  };
+}"""
+
 HIDE: Final = """(hidden) => {
   Object.defineProperty(document, "hidden", { configurable: true, value: hidden });
   Object.defineProperty(document, "visibilityState", { configurable: true, value: hidden ? "hidden" : "visible" });
@@ -253,9 +262,11 @@ async def test_a_tab_shown_again_in_the_middle_of_a_retry_repeats_nothing(chromi
         await recipe.shows("one ")
         await recipe.page.clock.install(time=0)
         await recipe.page.clock.pause_at(1)  # the retry waits for us, however slow this machine is
+        await recipe.page.evaluate(COUNT_TIMERS)
         shown.set()
         [generation] = recipe.table.relay.generations
-        await until(lambda: not generation.log.readers, deadline_seconds=5)
+        await recipe.page.wait_for_function("timers > 0", polling=10)
+        assert not generation.log.readers
         await recipe.hide(True)
         await recipe.hide(False)
         await until(lambda: len(generation.log.readers) == 1, deadline_seconds=5)
