@@ -3,6 +3,7 @@
 import asyncio
 import os
 import pty
+import signal
 import sys
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -91,7 +92,7 @@ async def terminal(folder: Path, *arguments: str, **variables: str) -> AsyncIter
     process = await asyncio.create_subprocess_exec(
         COMMAND,
         *arguments,
-        preexec_fn=lambda: os.login_tty(terminal_end),  # so that Ctrl-C is a signal
+        preexec_fn=lambda: _sit_down(terminal_end),
         pass_fds=(terminal_end,),
         cwd=folder,
         env=environment(folder, variables),
@@ -107,6 +108,12 @@ async def terminal(folder: Path, *arguments: str, **variables: str) -> AsyncIter
         await _end(process)
         transport.close()
         os.close(controller)
+
+
+def _sit_down(terminal_end: int) -> None:
+    """So that Ctrl-C is a signal, and one that is heard: who was started in the background of a script ignores it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    os.login_tty(terminal_end)
 
 
 async def _end(process: asyncio.subprocess.Process) -> None:
