@@ -148,17 +148,32 @@ class Attempt:
                 raise decoder.end
 
     async def _turn(self, answer: Answer, decoder: Decoder) -> None:
-        if decoder.backlog:
-            await self._turns.take()
-            entries = decoder.receive_data(b"")
-        else:
-            data = await answer.read()
-            if len(data) > HEAVY_BYTES:
-                await self._turns.take()
-            entries = decoder.receive_data(data) if data else decoder.receive_eof()
-        self._deliver(entries, decoder)
+        """What is light is worked on where it arrives (`_at_once`); here is what has to wait for something."""
         if self._log.crowded:
             await self._wait_for_room()
+        elif decoder.backlog:
+            await self._turns.take()
+            self._deliver(decoder.receive_data(b""), decoder)
+        else:
+            await answer.pour(self._at_once, HEAVY_BYTES)
+            if self._flows(decoder):
+                await self._read(answer, decoder)
+
+    async def _read(self, answer: Answer, decoder: Decoder) -> None:
+        data = await answer.read()
+        if len(data) > HEAVY_BYTES:
+            await self._turns.take()
+        self._deliver(decoder.receive_data(data) if data else decoder.receive_eof(), decoder)
+
+    def _at_once(self, data: bytes) -> bool:
+        decoder = self.decoder
+        assert decoder is not None
+        self._deliver(decoder.receive_data(data), decoder)
+        return self._flows(decoder)
+
+    def _flows(self, decoder: Decoder) -> bool:
+        """Whether upstream is to be read on at once."""
+        return decoder.end is None and not decoder.backlog and not self._log.crowded
 
     async def _wait_for_room(self) -> None:
         """The slowest reader is too far behind: upstream is not read, and its silence meanwhile is no fault of its."""

@@ -3,15 +3,18 @@
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
-from typing import Final, Self
+from typing import Any, Final, Self
 
 import msgspec
 from fastapi import FastAPI
+from fastapi.middleware.asyncexitstack import AsyncExitStackMiddleware
 from fastapi.telemetry import TelemetryConfig
 from sse_starlette.sse import AppStatus
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
+from starlette.middleware.exceptions import ExceptionMiddleware
 from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, ExceptionHandler
 
 from app import __version__
 from app.api import ag_ui, ai_sdk, document, openai, opening, page, problems, routes, schema, tokens
@@ -63,7 +66,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     # sse-starlette would end every stream at once on SIGTERM; here streams finish, and server.py says until when.
     AppStatus.enable_automatic_graceful_drain = False
     made = Made.of(chosen)
-    app = FastAPI(
+    app = Application(
         title="sse-relay",
         version=__version__,
         lifespan=partial(_lifespan, chosen, made),
@@ -82,9 +85,20 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     return app
 
 
+class Application(FastAPI):
+    """With nothing around its router but what is ours: each layer is passed by every request, and by each send."""
+
+    def build_middleware_stack(self) -> ASGIApp:
+        """Without the framework's answers to faults, to bodies and for telemetry: Edge and telemetry/ are there."""
+        handlers: dict[Any, ExceptionHandler] = dict(self.exception_handlers)
+        app: ASGIApp = ExceptionMiddleware(AsyncExitStackMiddleware(self.router), handlers)
+        for layer, arguments, named in reversed(self.user_middleware):
+            app = layer(app, *arguments, **named)
+        return app
+
+
 def _fence(app: FastAPI, settings: Settings) -> None:
     """What a request passes before it comes to a route, the last first."""
-    app.add_middleware(Unwinding)
     app.add_middleware(Gate)
     app.add_middleware(
         CORSMiddleware,
@@ -94,6 +108,7 @@ def _fence(app: FastAPI, settings: Settings) -> None:
         allow_credentials=settings.cors_credentials,
         expose_headers=("x-stream-id", "x-request-id", "retry-after"),
     )
+    app.add_middleware(Unwinding)
     app.add_middleware(Edge, allowed_hosts=settings.allowed_hosts)
 
 

@@ -12,7 +12,7 @@ from typing import Final, cast
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
-from app.api.connection import ABORT, DEPARTURE
+from app.api.connection import ABORT, DEPARTURE, WRITE
 from app.errors import RelayError, invalid_request
 from app.parting import Parting, Unannounced, shut
 
@@ -88,7 +88,8 @@ class Protocol(HttpToolsProtocol):
         super().on_message_begin()
         self._head_bytes = self._unfinished_bytes = self._body_bytes = 0
         self._in_message = self._in_head = True
-        self.scope["extensions"] = {ABORT: {"call": self.transport.abort}, DEPARTURE: {"call": self._watch}}
+        calls = ((ABORT, self.transport.abort), (DEPARTURE, self._watch), (WRITE, self._write_piece))
+        self.scope["extensions"] = {name: {"call": call} for name, call in calls}
 
     def on_url(self, url: bytes) -> None:
         self._grow(len(url))
@@ -171,6 +172,14 @@ class Protocol(HttpToolsProtocol):
             self.flow.resume_reading()
             if self.cycle.disconnected:
                 tell()
+
+    def _write_piece(self, body: bytes) -> bool:
+        """As the answer's `send` would, where that would not wait."""
+        cycle = self.cycle
+        if self.flow.write_paused or cycle.disconnected or not cycle.chunked_encoding:
+            return False
+        cycle.transport.write(b"%x\r\n%b\r\n" % (len(body), body))
+        return True
 
     def _expect_head(self) -> None:
         self._timer = self.loop.call_later(self.head_timeout_s, self.transport.abort)

@@ -156,7 +156,7 @@ def assert_ended_once(generation: Generation) -> None:
 
 async def test_a_generation_may_be_cancelled_in_any_await() -> None:
     settings = {"max_retry_wait_seconds": 0.01, "log_lag_bytes": 1024}
-    texts = chunk("a"), chunk("x" * 40_000)
+    texts = chunk("a"), chunk("x" * 100_000), chunk("y" * 100_000)
     whole = (head(), delta(role="assistant"), *texts, finish(), usage(1, 2), done(), hang())
     async with Upstream() as upstream, running(upstream.base_url, **settings) as relay:
 
@@ -167,7 +167,7 @@ async def test_a_generation_may_be_cancelled_in_any_await() -> None:
             assert end.get("type") == "done" or end["error"]["code"] == "draining"
             assert response.status == 503 or events[-2:] == [end, {"type": "[DONE]"}]
 
-        among = {"Upstream.open", "sleep", "Body.read", "Turns.take", "MemoryLog.room", "Answer.finish"}
+        among = {"Upstream.open", "sleep", "Body.pour", "Turns.take", "MemoryLog.room", "Answer.finish"}
         await cancel_everywhere("Generation._run", relay, upstream, stream, among)
     await upstream.wait_for(lambda u: not u.connections)
 
@@ -187,7 +187,7 @@ async def test_a_response_may_be_cancelled_in_any_await(headers: dict[str, str])
                 with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
                     await (await client.head()).read()
 
-        among = {"StreamResponse._held", "Reader.wait", "Turns.take", "FlowControl.drain"}
+        among = {"StreamResponse._held", "StreamResponse._rest", "Turns.take", "FlowControl.drain"}
         await cancel_everywhere("RequestResponseCycle.run_asgi", relay, upstream, stream, among)
 
 

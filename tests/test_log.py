@@ -172,7 +172,7 @@ async def test_packing_changes_no_byte_of_any_suffix(store: Store, count: int) -
 async def test_every_change_wakes_every_reader(store: Store, change: str) -> None:
     log = store.log()
     readers = [log.open_reader(0) for _ in range(3)]
-    waiting = [asyncio.create_task(reader.wait()) for reader in readers]
+    waiting = [asyncio.ensure_future(reader.wait()) for reader in readers]
     await asyncio.sleep(0)
     match change:
         case "append":
@@ -193,7 +193,7 @@ async def test_a_cancelled_wait_loses_nothing_and_disturbs_nobody(store: Store) 
     one, other = log.open_reader(), log.open_reader()
     reading = asyncio.create_task(read_to_end(other))
     for number in range(1, 6):
-        waiting = asyncio.create_task(one.wait())
+        waiting = asyncio.ensure_future(one.wait())
         await asyncio.sleep(0)
         if number % 2:
             log.append(entries(number))

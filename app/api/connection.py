@@ -13,6 +13,16 @@ ABORT: Final = "relay.abort"
 DEPARTURE: Final = "relay.departure"
 """Calls whoever is to know that the client has left; None is nobody. Without it that takes a task for each stream."""
 
+WRITE: Final = "relay.write"
+"""Writes a piece of a body that has begun; False, and nothing is written, where `send` may have to wait."""
+
+
+def writer(scope: Scope) -> Callable[[bytes], bool]:
+    """What writes at once where that can be done: `send` goes through a layer or two, and is a task's own call."""
+    extension = scope.get("extensions", {}).get(WRITE)
+    write: Callable[[bytes], bool] = extension["call"] if extension else _cannot
+    return write
+
 
 def watch_departure(scope: Scope, receive: Receive, tell: Callable[[], None], *, name: str) -> Callable[[], object]:
     """`tell` is called when the client leaves, at once if it has. What is returned ends that."""
@@ -27,6 +37,10 @@ async def abort(scope: Scope) -> None:
     if extension := scope.get("extensions", {}).get(ABORT):
         extension["call"]()
         await asyncio.sleep(0)
+
+
+def _cannot(_body: bytes) -> bool:
+    return False
 
 
 async def _listen(receive: Receive, tell: Callable[[], None]) -> None:

@@ -9,7 +9,8 @@ from starlette.requests import Request
 
 from app.api import intake
 from app.api.callers import Visitor
-from app.api.response import StreamResponse, manners
+from app.api.manners import manners
+from app.api.response import StreamResponse
 from app.catalogue import Catalogue
 from app.door.doorkeeper import Doorkeeper
 from app.errors import invalid_request

@@ -14,46 +14,28 @@ calls for each, and four tasks for a stream.
 
 import asyncio
 import math
-import random
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
+from functools import partial
 from typing import Final
 
-import msgspec
 from sse_starlette.sse import EventSourceResponse
 from starlette.requests import Request
 from starlette.types import Message, Receive, Scope, Send
 
 from app.api import problems
-from app.api.connection import abort, watch_departure
+from app.api.connection import abort, watch_departure, writer
+from app.api.manners import Manners
 from app.api.unwinding import LASTING
 from app.errors import Problem
-from app.events import Failed
+from app.events import Done, Event, Failed
 from app.log.reader import Reader
-from app.settings import Settings
 from app.stream import Stream
 from app.streams import too_many_readers
 from app.turns import Turns
 from app.wire.dialect import Encoder
 
-AGE_JITTER: Final = 0.1
-"""Ends of many connections that began together are spread by so much of their age."""
-
 PASSED_ON: Final = ("x-stream-id", "set-cookie")
 """Headers of the stream that a refusal in its place has as well."""
-
-
-class Manners(msgspec.Struct, frozen=True):
-    """How a response treats its client, in seconds; `max_age_s` 0 is no limit. `max_readers` of one stream at once."""
-
-    heartbeat_s: float
-    send_timeout_s: float
-    max_age_s: float
-    max_readers: int
-
-
-def manners(settings: Settings) -> Manners:
-    age = settings.max_connection_seconds * random.uniform(1 - AGE_JITTER, 1 + AGE_JITTER)
-    return Manners(settings.heartbeat_seconds, settings.send_timeout_seconds, age, settings.max_readers_per_stream)
 
 
 class StreamResponse(EventSourceResponse):
@@ -83,6 +65,7 @@ class StreamResponse(EventSourceResponse):
         self._known = known
         self._holding = self._ping_due = self._too_old = self._cut_off = False
         self._blocked_since: float | None = None
+        self._unsent = b""
         self._written_at = self._began = self._loop.time()
         self._timer: asyncio.TimerHandle | None = None
 
@@ -92,7 +75,7 @@ class StreamResponse(EventSourceResponse):
         if lasting is None:
             await self._answer(scope, receive, send)
         else:
-            lasting.append(self._answer)
+            lasting.append(partial(self._answer, scope, receive, send))
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         no_longer = watch_departure(scope, receive, self._depart, name=self._stream.id)
@@ -157,31 +140,62 @@ class StreamResponse(EventSourceResponse):
         await self._send(send, {"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         self._known = True
         self._ping_due = True  # with nothing to say a head alone would stay in nginx's TLS buffer over HTTP/2
-        reader, log = self._reader, self._reader.log
+        reader, log, self._write_at_once = self._reader, self._reader.log, writer(self._scope)
         while self.active:
             if self._too_old or log.broken:
-                await self._break_off(send)
-                return
+                return await self._break_off(send)
             if events := reader.peek():
-                body, count = self._encoder.encode(reader.cursor + 1, events, log.live_from)
-                reader.advance(count)
-                if log.closed is not None and not reader.behind:
-                    await self._write(send, body + self._encoder.end(log.closed), more=False)
-                    return
-                if body:
-                    await self._write(send, body)
-                if reader.behind:
-                    await self._turns.take()  # `send` waits for nothing while the socket takes all: let others go
-            elif log.closed is not None and reader.behind:
-                await self._break_off(send)  # the missing entries were taken away: no good end over a gap
-                return
+                if await self._pass_on(events, send):
+                    return None
             elif log.closed is not None:
-                await self._write(send, self._encoder.end(log.closed), more=False)
-                return
+                return await self._end(log.closed, send)
             elif self._ping_due:
-                await self._write(send, self._heartbeat())
+                await self._write(send, self._encoder.ping(self._stream.waiting, self._stream.elapsed_s))
             else:
-                await reader.wait()
+                await self._rest(send)
+        return None
+
+    async def _pass_on(self, events: Sequence[Event], send: Send) -> bool:
+        """Whether these were the last."""
+        reader, log = self._reader, self._reader.log
+        body, count = self._encoder.encode(reader.cursor + 1, events, log.live_from)
+        reader.advance(count)
+        if log.closed is not None and not reader.behind:
+            await self._write(send, body + self._encoder.end(log.closed), more=False)
+            return True
+        if body:
+            await self._write(send, body)
+        if reader.behind:
+            await self._turns.take()  # `send` waits for nothing while the socket takes all: let others go
+        return False
+
+    async def _end(self, terminal: Done | Failed, send: Send) -> None:
+        if self._reader.behind:
+            await self._break_off(send)  # the missing entries were taken away: no good end over a gap
+        else:
+            await self._write(send, self._encoder.end(terminal), more=False)
+
+    async def _rest(self, send: Send) -> None:
+        """Until there is more to do than to write what comes."""
+        await self._reader.wait(self._carry)
+        if self._unsent:
+            body, self._unsent = self._unsent, b""
+            await self._write(send, body)
+
+    def _carry(self) -> bool:
+        """Writes what has come, where it comes: no task is woken for a token. False for what takes more than that."""
+        reader, log = self._reader, self._reader.log
+        if log.closed is not None or self._ping_due or self._too_old or log.broken or not self.active:
+            return False
+        events = reader.peek()
+        body, count = self._encoder.encode(reader.cursor + 1, events, log.live_from)
+        reader.advance(count)
+        if body and not self._write_at_once(body):
+            self._unsent = body
+            return False
+        if body:
+            self._wrote()
+        return not reader.behind
 
     async def _break_off(self, send: Send) -> None:
         """Ends the response before the stream: in good order where clients know that as a loss, else as one."""
@@ -191,11 +205,11 @@ class StreamResponse(EventSourceResponse):
         else:
             await abort(self._scope)
 
-    def _heartbeat(self) -> bytes:
-        return self._encoder.ping(self._stream.waiting, self._stream.elapsed_s)
-
     async def _write(self, send: Send, body: bytes, *, more: bool = True) -> None:
         await self._send(send, {"type": "http.response.body", "body": body, "more_body": more})
+        self._wrote()
+
+    def _wrote(self) -> None:
         self._ping_due = False
         self._written_at = self._loop.time()
 

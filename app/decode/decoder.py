@@ -6,7 +6,7 @@ stream skips the framing: it is collected, and read when it is whole.
 """
 
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Final
 
 from app.decode.answer import Answer, Complete, Limits
@@ -48,6 +48,7 @@ class Decoder:
         self._chunks = Passage(usage=passing.usage, model=passing.model) if passing else None
         self._passed: list[Passed] = []
         self._encoded: ContentDecoder = Identity()
+        self._plain = True
         media_type = (content_type or "").partition(";")[0].strip().lower()
         self._frames = Frames(limits.max_event_bytes) if media_type in ("", "text/event-stream") else None
         self._frames_wait = False
@@ -56,6 +57,7 @@ class Decoder:
         """More waits to be decoded: call `receive_data(b"")` before giving more, and before `receive_eof`."""
         try:
             self._encoded = content_decoder(content_encoding)
+            self._plain = isinstance(self._encoded, Identity)
             if status in NO_CONTENT_STATUSES:
                 raise RelayError("upstream_protocol", "upstream sent no content", upstream_status=status)
         except RelayError as error:
@@ -98,7 +100,13 @@ class Decoder:
 
     def receive_data(self, data: bytes) -> Sequence[Entry]:
         """What is in these bytes, of at most 64 frames; the rest waits (`backlog`)."""
-        self._attempt(lambda: self._receive(data))
+        if self._answer.end is None:
+            try:
+                self._receive(data)
+            except (RelayError, zlib.error) as fault:
+                self._fail(fault)
+            if self.end is not None:
+                self.backlog = False
         return self._take()
 
     def receive_eof(self) -> Sequence[Entry]:
@@ -106,7 +114,11 @@ class Decoder:
         entries: list[Entry] = []
         while self.backlog:
             entries += self.receive_data(b"")
-        self._attempt(self._receive_eof)
+        if self._answer.end is None:
+            try:
+                self._receive_eof()
+            except (RelayError, zlib.error) as fault:
+                self._fail(fault)
         return [*entries, *self._take()]
 
     def _take(self) -> Sequence[Entry]:
@@ -116,18 +128,17 @@ class Decoder:
         passed, self._passed = self._passed, []
         return self._chunks.release([*passed, *self._chunks.made_up(pieces)], carrying=self._answer.carrying)
 
-    def _attempt(self, step: Callable[[], None]) -> None:
-        try:
-            if self._answer.end is None:
-                step()
-        except RelayError as error:
-            self._answer.fail(error)
-        except zlib.error:
-            self._answer.fail(RelayError("upstream_protocol", "upstream sent a broken compressed answer"))
-        if self._answer.end is not None:
-            self.backlog = False
+    def _fail(self, fault: RelayError | zlib.error) -> None:
+        if not isinstance(fault, RelayError):
+            fault = RelayError("upstream_protocol", "upstream sent a broken compressed answer")
+        self._answer.fail(fault)
 
     def _receive(self, data: bytes) -> None:
+        if self._frames is not None and self._plain:
+            self._frames.receive(data)
+            self._take_frames(self._frames)
+            self.backlog = self._frames_wait
+            return
         self._encoded.receive(data)
         if self._frames is None:
             self._collect(self._encoded.take())

@@ -48,6 +48,8 @@ class Budget:
 
     @property
     def exceeded(self) -> bool:
-        if self.over:
+        if self.used_bytes > self.total_bytes:
             self._reclaim(self)
-        return self.over or (self._within is not None and self._within.exceeded)
+            if self.used_bytes > self.total_bytes:
+                return True
+        return self._within is not None and self._within.exceeded

@@ -142,7 +142,8 @@ class MemoryLog:
         """A reader has taken entries or has gone."""
         if self._dropping:
             self._forget()
-        self._let_in()
+        if self._room is not None:
+            self._let_in()
 
     def _let_in(self) -> None:
         if self._room is not None and not self._room.done() and (self.closing is not None or not self.crowded):

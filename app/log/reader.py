@@ -1,6 +1,7 @@
 """A cursor on a log."""
 
 import asyncio
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from app.events import Event
@@ -14,13 +15,14 @@ TAKE_ENTRIES: Final = 256
 
 
 class Reader:
-    """`wait` is safe to cancel at any time."""
+    """What `wait` gives is for one who waits, and may be cancelled at any time."""
 
     def __init__(self, log: "MemoryLog", after: int) -> None:
         self.log: Final = log
         self.cursor = after
         self.held = False
         self._waiter: asyncio.Future[None] | None = None
+        self._take: Callable[[], bool] | None = None
         self._page_number = -1
         self._page: list[Event] = []
 
@@ -47,17 +49,25 @@ class Reader:
     def behind(self) -> bool:
         return self.cursor + 1 < self.log.readable
 
-    async def wait(self) -> None:
-        """Until something may have changed: entries, the end, or a call of `wake`."""
+    def wait(self, take: Callable[[], bool] | None = None) -> asyncio.Future[None]:
+        """Done when something may have changed: entries, the end, or a call of `wake`. With `take`, that is asked first
+        each time, where the change is made: while it says that it has done what there was to do, nobody is woken.
+        """
+        self._take = take
         self._waiter = asyncio.get_running_loop().create_future()
-        try:
-            await self._waiter
-        finally:
-            self._waiter = None
+        return self._waiter
 
     def wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
+        waiter = self._waiter
+        if waiter is None or waiter.done():
+            return
+        try:
+            if self._take is not None and self._take():
+                return
+        except BaseException as fault:  # noqa: BLE001 — it is raised where it is waited for, not in the writer
+            waiter.set_exception(fault)
+        else:
+            waiter.set_result(None)
 
     def close(self) -> None:
         self.log.readers.discard(self)

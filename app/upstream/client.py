@@ -15,9 +15,10 @@ import openai
 
 from app.decode import from_status
 from app.errors import RelayError
+from app.upstream.body import Body
 from app.upstream.listing import Model, read_models
 from app.upstream.sdk import DEPLOYMENT, Service, client_of, headers_of
-from app.upstream.transport import Body, on_sent
+from app.upstream.transport import on_sent
 
 FINISH_SECONDS: Final = 0.1
 """How long the end of a finished answer is waited for: a body read to its end lets its connection be used again."""
@@ -31,9 +32,9 @@ class Answer:
 
     def __init__(self, response: httpx2.Response, body: Body) -> None:
         self.status: int = response.status_code
-        self.content_type: str | None = response.headers.get("content-type")
-        self.content_encoding: str | None = response.headers.get("content-encoding")
-        self.read = body.read
+        self.content_type: str | None = body.headers.get("content-type")
+        self.content_encoding: str | None = body.headers.get("content-encoding")
+        self.pour, self.read = body.pour, body.read
         self.close = body.close
 
     async def finish(self) -> None:

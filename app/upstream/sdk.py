@@ -7,6 +7,7 @@ whose customers we are, and perhaps a key.
 
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Final
 
 import msgspec
@@ -22,6 +23,10 @@ Headers = dict[str, str | Omit]
 TELLTALES: Final = ("Arch", "Async", "Lang", "OS", "Package-Version", "Runtime", "Runtime-Version", "Retry-Count")
 DEPLOYMENT: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", re.ASCII)
 """What a deployment of Azure may be called: it stands in the URL's path, which no client's words may change."""
+
+
+URLS: Final = 256
+"""So many are remembered: to put one together the SDK reads it three times, and an upstream has a few."""
 
 
 class Service(msgspec.Struct, frozen=True, kw_only=True):
@@ -62,6 +67,12 @@ class _AzureClient(_Told, AsyncAzureOpenAI):
 
 
 def client_of(service: Service) -> AsyncOpenAI:
+    client = _made(service)
+    client._prepare_url = lru_cache(URLS)(client._prepare_url)  # type: ignore[method-assign]
+    return client
+
+
+def _made(service: Service) -> AsyncOpenAI:
     http_client = HttpClient(transport=Transport(service.egress), follow_redirects=False, trust_env=False)
     key = service.api_key or "none"  # without one the SDK would look for one
     if service.azure_api_version is not None:

@@ -10,8 +10,9 @@ import asyncio
 import io
 import socket
 import ssl
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from contextvars import ContextVar
+from functools import partial
 from types import SimpleNamespace
 from typing import Any, Final
 
@@ -23,10 +24,8 @@ from aiohttp.connector import Connection
 from aiohttp.tracing import Trace
 
 from app.errors import RelayError
+from app.upstream.body import READ_BYTES, Body, Handler
 from app.upstream.egress import Egress
-
-READ_BYTES: Final = 16 * 1024
-"""One turn's worth of a body, and the sockets' receive buffer: what a flooding upstream can make us hold."""
 
 MAX_ERROR_BODY_BYTES: Final = 64 * 1024
 LARGE_BODY_BYTES: Final = 64 * 1024
@@ -40,47 +39,6 @@ on_sent: ContextVar[Callable[[], None]] = ContextVar("on_sent")
 """What to call when a request's head has left: from then on it is upstream that is waited for."""
 
 
-class Body(httpx2.AsyncByteStream):
-    """The body of an upstream's answer, in pieces of at most `READ_BYTES`. Closing it is synchronous."""
-
-    def __init__(self, response: aiohttp.ClientResponse) -> None:
-        self._response = response
-        self._content = response.content
-        connection = response.connection
-        self._protocol = None if connection is None else connection.protocol
-
-    async def read(self) -> bytes:
-        """The next piece, empty at the end; raises `upstream_unavailable` when the connection was reset."""
-        try:
-            return await self._content.read(READ_BYTES)
-        except aiohttp.ClientError:
-            # aiohttp raises before it gives out what arrived in good order, finish_reason and [DONE] included.
-            if rest := self._content._read_nowait(READ_BYTES):
-                return rest
-            if self._was_reset():
-                raise RelayError("upstream_unavailable", "upstream reset the connection") from None
-            return b""
-
-    def _was_reset(self) -> bool:
-        return self._protocol is not None and isinstance(self._protocol.exception(), aiohttp.ClientOSError)
-
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        while piece := await self.read():
-            yield piece
-
-    def close(self) -> None:
-        """Closes the connection; gives it back to the pool when the body was read to its end."""
-        if self._content.at_eof():
-            self._response.release()
-            return
-        if self._protocol is not None:
-            self._protocol.abort()  # a good-bye in TLS would wait for upstream's, which goes on generating meanwhile
-        self._response.close()
-
-    async def aclose(self) -> None:
-        self.close()
-
-
 class Transport(httpx2.AsyncBaseTransport):
     """Sends requests over one pool of connections, which has no limit of its own: admission is the limit."""
 
@@ -89,7 +47,10 @@ class Transport(httpx2.AsyncBaseTransport):
         self._session: aiohttp.ClientSession | None = None
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
-        """Raises httpx2's `ConnectTimeout`, `ConnectError`, `ReadError` or `RemoteProtocolError`."""
+        """The answer; the headers of a good one are its body's.
+
+        Raises httpx2's `ConnectTimeout`, `ConnectError`, `ReadError` or `RemoteProtocolError`.
+        """
         try:
             response = await self._send(request)
         except aiohttp.ConnectionTimeoutError as error:
@@ -102,8 +63,7 @@ class Transport(httpx2.AsyncBaseTransport):
             raise httpx2.ReadError("the connection was lost") from error
         body = Body(response)
         if response.ok:
-            headers = _headers_without(response, b"set-cookie")
-            return httpx2.Response(response.status, headers=headers, stream=body, extensions={"body": body})
+            return httpx2.Response(response.status, stream=body, extensions={"body": body})
         # Encoded, httpx2 would inflate it without a bound; we ask for identity, and lose words where it is ignored.
         headers = _headers_without(response, b"set-cookie", b"content-encoding")
         return httpx2.Response(response.status, headers=headers, content=await _capped(body))
@@ -119,7 +79,7 @@ class Transport(httpx2.AsyncBaseTransport):
         return await self._session.request(
             request.method,
             str(request.url),
-            headers=request.headers.multi_items(),
+            headers=[(name.decode("latin-1"), value.decode("latin-1")) for name, value in request.headers.raw],
             data=_in_pieces(request.content),
             allow_redirects=False,
             timeout=aiohttp.ClientTimeout(total=None, connect=timeout.get("connect")),
@@ -142,6 +102,7 @@ class _Connector(aiohttp.TCPConnector):
             keepalive_timeout=KEEP_ALIVE_SECONDS,
             socket_factory=_socket,
         )
+        self._factory = partial(Handler, loop=self._loop)  # type: ignore[assignment]
         self._for_proxy = ssl.create_default_context() if egress.proxy and egress.tls else None
 
     async def _get(self, key: ConnectionKey, traces: list[Trace]) -> Connection | None:
