@@ -12,6 +12,7 @@ from typing import Any, Final, cast
 
 import httpx2
 import openai
+from openai._models import FinalRequestOptions
 
 from app.decode import from_status
 from app.errors import RelayError
@@ -52,6 +53,7 @@ class Upstream:
         self._service: Final = service
         self._headers: Final = headers_of(service)
         self._client: Final = client_of(service)
+        self._asking: Final = FinalRequestOptions.construct(method="post", url="/chat/completions")
         self._asks_usage = service.asks_usage
 
     def may_serve(self, model: str) -> bool:
@@ -139,16 +141,15 @@ class Upstream:
     async def _post(
         self, body: dict[str, object], connect_s: float, headers: Mapping[str, str] | None
     ) -> httpx2.Response:
-        response: Any = await self._client.post(
-            "/chat/completions",
-            cast_to=httpx2.Response,
-            body=body,
-            options={
+        """What the SDK's `post` does, without filling in its form anew: that is pydantic's work for each field."""
+        asked = self._asking.model_copy(
+            update={
+                "json_data": body,
                 "headers": {**headers, **self._headers} if headers else self._headers,
                 "timeout": httpx2.Timeout(None, connect=connect_s),
-            },
-            stream=True,
+            }
         )
+        response: Any = await self._client.request(httpx2.Response, asked, stream=True)
         return cast(httpx2.Response, response)
 
     async def _get(self, path: str) -> httpx2.Response:
