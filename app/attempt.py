@@ -63,24 +63,31 @@ class Attempt:
         self._deliver = deliver
         self._complete = complete
         self._headers = headers
-        self._limit = asyncio.timeout(place.manner.first_token_s)
+        self._limit: asyncio.Timeout | None = None
 
     async def run(self, limits: decode.Limits) -> None:
         """Within the upstream's own limit to the first content, where it has one."""
         try:
-            async with self._limit:
+            if (first_token_s := self.place.manner.first_token_s) is None:
                 await self._ask(limits)
-        except TimeoutError:
-            words = f"upstream brought nothing within {self.place.manner.first_token_s:g} s"
-            late = RelayError("upstream_timeout", words, phase="first_token")
-            self.place.failed(late.problem)
-            raise late from None
+            else:
+                await self._ask_within(first_token_s, limits)
         except RelayError as error:
             if not self._asked_for(error):
                 self.place.failed(error.problem)
             raise
         finally:
             self.place.release()
+
+    async def _ask_within(self, first_token_s: float, limits: decode.Limits) -> None:
+        try:
+            async with asyncio.timeout(first_token_s) as self._limit:
+                await self._ask(limits)
+        except TimeoutError:
+            words = f"upstream brought nothing within {first_token_s:g} s"
+            raise RelayError("upstream_timeout", words, phase="first_token") from None
+        finally:
+            self._limit = None  # it knows the task, which knows us
 
     @property
     def waiting(self) -> Waiting:
@@ -94,7 +101,7 @@ class Attempt:
     def carried(self) -> None:
         """Content has come: the limit to the first of it is kept."""
         self.place.carried()
-        if self.place.manner.first_token_s is not None:
+        if self._limit is not None:
             self._limit.reschedule(None)
 
     def _asked_for(self, error: RelayError) -> bool:

@@ -90,6 +90,10 @@ class Attempts:
             else:
                 return
 
+    def let_go(self) -> None:
+        """It is over: nobody is told any more."""
+        self._deliver, self._complete = _nobody, _nobody
+
     def carried(self) -> None:
         self._entrance.carried = True
         if self.current is not None:
@@ -163,6 +167,10 @@ class Attempts:
         self.current = None
         await asyncio.sleep(wait_s)
         return await self._entrance.again(min(terms.queue_timeout_s, self._clocks.remaining_s))
+
+
+def _nobody(*_: object) -> None:
+    pass
 
 
 def _limits(limits: decode.Limits, chat: Chat) -> decode.Limits:

@@ -90,6 +90,11 @@ class Clocks:
         phase: Phase = "stream" if waiting == "streaming" else "first_token"
         return RelayError("upstream_timeout", f"upstream passed the {limit} limit of {limit_s:g} s", phase=phase)
 
+    def close(self) -> None:
+        """It is over: nobody is told any more."""
+        self.stop()
+        self._expired = lambda _: None
+
     def stop(self) -> None:
         if self._timer is not None:
             self._timer.cancel()

@@ -48,7 +48,7 @@ class Lingering:
 
     def stop(self) -> None:
         """The generation has ended."""
-        self._gone = lambda: None
+        self._gone, self.may_detach = lambda: None, lambda: True
         self._cancel()
 
     def _wait(self, seconds: float) -> None:

@@ -48,7 +48,7 @@ class Protocol(HttpToolsProtocol):
     max_connections = 20_000
     head_timeout_s = 30.0
     _head_bytes = _unfinished_bytes = _body_bytes = 0
-    _in_message = _in_head = _went_on = _seen_off = False
+    _in_message = _in_head = _went_on = _seen_off = _lost = False
     _timer: asyncio.TimerHandle | None = None
     _tell_departure: Callable[[], None] | None = None
     _idle_since = 0.0
@@ -65,6 +65,9 @@ class Protocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timer()
         super().connection_lost(exc)
+        self._lost = True
+        # A scope's extensions call us: together they would wait for the collector.
+        self.cycle = self.scope = None  # type: ignore[assignment]
         if self._tell_departure is not None:
             self._tell_departure()
 
@@ -170,15 +173,14 @@ class Protocol(HttpToolsProtocol):
         self._tell_departure = tell
         if tell is not None:
             self.flow.resume_reading()
-            if self.cycle.disconnected:
+            if self._lost:
                 tell()
 
     def _write_piece(self, body: bytes) -> bool:
         """As the answer's `send` would, where that would not wait."""
-        cycle = self.cycle
-        if self.flow.write_paused or cycle.disconnected or not cycle.chunked_encoding:
+        if self._lost or self.flow.write_paused or not self.cycle.chunked_encoding:
             return False
-        cycle.transport.write(b"%x\r\n%b\r\n" % (len(body), body))
+        self.cycle.transport.write(b"%x\r\n%b\r\n" % (len(body), body))
         return True
 
     def _expect_head(self) -> None:
@@ -193,7 +195,7 @@ class Protocol(HttpToolsProtocol):
         self.cycle.transport = cast(asyncio.Transport, transport)
 
     def _answering(self) -> bool:
-        return self.cycle is not None and not self.cycle.response_complete
+        return not self._lost and self.cycle is not None and not self.cycle.response_complete
 
     def _reading_body(self) -> bool:
         return self.cycle is not None and self.cycle.more_body and not self.cycle.response_started

@@ -171,7 +171,7 @@ class Generation:
         self._told = summary = summary_of(self, self._attempts, self._progress, terminal)
         self._attempts.current = None
         self.chat = msgspec.structs.replace(self.chat, payload={})  # an ended stream is kept, its prompt is not
-        self.clocks.stop()
+        self.clocks.close()
         self.lingering.stop()
         if self._task is not None and self._task is not asyncio.current_task():
             self._task.cancel()
@@ -185,11 +185,17 @@ class Generation:
         if self.cause is None:
             self.drain()  # its task was ended from outside: the process is going down
         self._entrance.close()
+        self._let_go()
         self.on_over(self)
         summary, self._told = self._told, None
         assert summary is not None  # it has ended
         for tell in self.afterwards:
             tell(summary, time.monotonic() - self._ended_at)
+
+    def _let_go(self) -> None:
+        """Of those that know us: what is in a circle waits for the collector."""
+        self._task = None
+        self._attempts.let_go()
 
     def _done(self, finish_reason: str, usage: Usage) -> Done:
         return Done(finish_reason, usage, self._progress.first_carried_s, self.clocks.elapsed_s)
@@ -215,7 +221,7 @@ class Generation:
         try:
             await self._attempts.run(self.chat)
         except RelayError as error:
-            self.fail(error)
+            self.fail(error.with_traceback(None))  # it would hold what is held by it
         except Exception:
             logger.exception("internal", stream=self.id, request_id=self.request_id)
             self.fail(RelayError("internal", "a fault of the relay; quote the request id", phase="relay"))

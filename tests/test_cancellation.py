@@ -7,6 +7,7 @@ ended in exactly one terminal event.
 
 import asyncio
 import contextlib
+import gc
 import inspect
 import itertools
 import os
@@ -283,3 +284,37 @@ async def leave_after(client: Connection, seconds: float) -> None:
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(seconds):
             await client.reader.read()
+
+
+async def test_a_stream_that_is_over_waits_for_no_collector() -> None:
+    """What is in a circle takes its memory until the collector comes by: of streams, after thousands of others."""
+    async with Upstream() as upstream, running(upstream.base_url, wait_seconds=0.01) as relay:
+        upstream.script((head(), repeat(chunk("x"), 5, interval=0.002), finish()))
+        for model, answer in {"failing": status(503), "silent": (head(), chunk("x"), hang())}.items():
+            upstream.script(answer, model=model)
+        with nothing_collected() as garbage:
+            for headers in ({}, SSE):
+                await ask(relay.port, chat(), headers=headers)
+                await ask(relay.port, chat(model="failing"), headers=headers)
+                async with connect(relay.port) as client:
+                    await client.request("POST", "/chat/stream", chat(model="silent"), headers)
+            await nothing_remains(relay, upstream)
+            await until(lambda: not relay.server_state.connections)
+    assert {kind for kind in garbage if kind.startswith("app.")} == set()
+
+
+@contextlib.contextmanager
+def nothing_collected() -> Iterator[set[str]]:
+    """The kinds of what is only to be had by the collector when the block ends."""
+    garbage: set[str] = set()
+    gc.collect()
+    gc.disable()
+    try:
+        yield garbage
+        gc.set_debug(gc.DEBUG_SAVEALL)
+        gc.collect()
+        garbage |= {f"{type(each).__module__}.{type(each).__qualname__}" for each in gc.garbage}
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
+        gc.enable()

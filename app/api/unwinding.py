@@ -24,5 +24,5 @@ class Unwinding:
         lasting: list[Callable[[], Awaitable[None]]] = []
         scope[LASTING] = lasting
         await self._app(scope, receive, send)
-        for answer in lasting:
-            await answer()
+        while lasting:  # none is left there: a scope that holds its response is held by it
+            await lasting.pop()()

@@ -70,5 +70,6 @@ class Reader:
             waiter.set_result(None)
 
     def close(self) -> None:
+        self._waiter = self._take = None
         self.log.readers.discard(self)
         self.log.moved()
