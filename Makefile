@@ -7,7 +7,7 @@ CORE := $(VENV)/.core
 DEV := $(VENV)/.dev
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint types bench lock clean
+.PHONY: help setup demo test lint types bench soak lock clean
 
 help: ## show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## /  make \1\t/' | expand -t 16
@@ -31,8 +31,11 @@ lint: $(DEV) ## style alone
 types: $(DEV) ## types alone
 	$(BIN)/mypy
 
-bench: $(DEV) ## measure it on this machine
-	$(BIN)/python -m benchmarks.run
+bench: $(DEV) ## measure it on this machine, and write docs/benchmarks.md
+	$(BIN)/python -m benchmarks.run --write
+
+soak: $(DEV) ## 100,000 streams of every kind, and nothing may grow
+	$(BIN)/python -m benchmarks.soak
 
 lock: $(DEV) ## write requirements/ anew with releases older than a week: make lock BEFORE=2026-01-31
 	PATH="$(CURDIR)/$(BIN):$$PATH" requirements/lock.sh $(BEFORE)

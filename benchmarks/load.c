@@ -24,46 +24,26 @@
  * prints one line of JSON; exits 0 when every stream was ok or hung up on as asked, 1 when not, 2 when misused.
  */
 #define _GNU_SOURCE
-#include <arpa/inet.h>
-#include <ctype.h>
+#include "answer.h"
+#include "dial.h"
 #include <errno.h>
-#include <netinet/tcp.h>
-#include <stdbool.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 #include <sys/epoll.h>
-#include <sys/resource.h>
-#include <sys/socket.h>
-#include <time.h>
 #include <unistd.h>
 
 enum {
-    HEAD_MAX = 8192,
-    BODY_MAX = 1 << 20,
     TAIL_MAX = 512,          /* of a stream's last bytes, where an error event would be */
-    STAMP_DIGITS = 19,
     SAMPLES_MAX = 8000000,   /* latencies kept; memory is touched only as far as it is used */
     UNTOLD_MS = 1000,        /* until a slot that was refused asks again when it was not told when */
-    SOURCES = 8,             /* 127.0.0.2 … .9: one address alone would run out of ports */
     STALL_SECONDS = 30,
     EVENTS_MAX = 512,
 };
 
-enum part { HEAD, CHUNK_SIZE, CHUNK_DATA, CHUNK_END, TRAILER, LENGTH, UNTIL_CLOSE, COMPLETE, BROKEN };
-
 struct slot {
+    struct answer answer; /* first: on_token is given its address */
     int fd;
-    bool busy, reused, keep_alive; /* not busy with an fd: a kept connection that waits for retry_ns */
+    bool busy, reused; /* not busy with an fd: a kept connection that waits for retry_ns */
     size_t sent;
     uint64_t began_ns, asked_ns, answered_ns, hang_up_ns, retry_ns; /* asked: the last byte; answered: the first */
-    enum part part;
-    int status;
-    char head[HEAD_MAX];
-    size_t head_n, left, line_n; /* left: of a chunk or of a body with a length; line_n: of a trailer line */
-    int digits;                  /* of the stamp being read; -1 outside of one */
-    uint64_t stamp_ns;
     long tokens;
     char tail[TAIL_MAX];
     size_t tail_n;
@@ -89,13 +69,6 @@ static struct samples { uint32_t *us; long n; } latency, first_token, refusal;
 static struct begun { uint64_t asked_ns, first_ns; } *begun;
 static long begun_n;
 
-static uint64_t now_ns(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
-}
-
 static void sample(struct samples *s, uint64_t ns)
 {
     if (s->n < SAMPLES_MAX) s->us[s->n++] = ns / 1000 > UINT32_MAX ? UINT32_MAX : (uint32_t)(ns / 1000);
@@ -103,31 +76,15 @@ static void sample(struct samples *s, uint64_t ns)
 
 /* ---- Reading an answer ---- */
 
-static void on_token(struct slot *s, uint64_t t)
+static void on_token(struct answer *a, uint64_t t)
 {
-    sample(&latency, t - s->stamp_ns);
+    struct slot *s = (struct slot *)a;
+    sample(&latency, t - a->stamp_ns);
     seen.tokens++;
     if (s->tokens++) return;
     sample(&first_token, t - s->began_ns);
     seen.standing++;
     if (begun_n < SAMPLES_MAX) begun[begun_n++] = (struct begun){s->asked_ns, t};
-}
-
-static void scan_stamps(struct slot *s, const char *p, const char *end, uint64_t t)
-{
-    while (p < end) {
-        if (s->digits < 0) {
-            if (!(p = memchr(p, '@', (size_t)(end - p)))) return;
-            p++, s->digits = 0, s->stamp_ns = 0;
-        }
-        for (; p < end && s->digits >= 0 && s->digits < STAMP_DIGITS; p++) {
-            if (isdigit((unsigned char)*p)) s->stamp_ns = s->stamp_ns * 10 + (uint64_t)(*p - '0'), s->digits++;
-            else { s->digits = -1; break; } /* p stays: it may be the next '@' */
-        }
-        if (s->digits != STAMP_DIGITS) continue;
-        s->digits = -1;
-        if (s->stamp_ns <= t) on_token(s, t);
-    }
 }
 
 static void keep_tail(struct slot *s, const char *p, size_t n)
@@ -139,61 +96,9 @@ static void keep_tail(struct slot *s, const char *p, size_t n)
     s->tail_n = old + n;
 }
 
-static const char *take_head(struct slot *s, const char *p, const char *end)
+static bool keeps_alive(const struct slot *s)
 {
-    for (; p < end && s->head_n < HEAD_MAX - 1; p++) {
-        s->head[s->head_n++] = *p;
-        if (s->head_n < 4 || memcmp(s->head + s->head_n - 4, "\r\n\r\n", 4)) continue;
-        s->head[s->head_n] = 0;
-        s->status = s->head_n > 12 ? atoi(s->head + 9) : 0;
-        s->keep_alive = !strcasestr(s->head, "\r\nConnection: close");
-        const char *length = strcasestr(s->head, "\r\nContent-Length:");
-        if (strcasestr(s->head, "\r\nTransfer-Encoding: chunked")) s->part = CHUNK_SIZE, s->left = 0;
-        else if (!length) s->part = s->status == 204 ? COMPLETE : UNTIL_CLOSE;
-        else s->part = (s->left = strtoul(length + 17, NULL, 10)) ? LENGTH : COMPLETE;
-        return p + 1;
-    }
-    if (s->head_n == HEAD_MAX - 1) s->part = BROKEN;
-    return end;
-}
-
-static const char *take_body(struct slot *s, const char *p, const char *end, uint64_t t)
-{
-    size_t there = (size_t)(end - p), n = s->part == UNTIL_CLOSE || there < s->left ? there : s->left;
-    scan_stamps(s, p, p + n, t);
-    keep_tail(s, p, n);
-    s->left -= s->part == UNTIL_CLOSE ? 0 : n;
-    if (s->part == CHUNK_DATA && !s->left) s->part = CHUNK_END;
-    if (s->part == LENGTH && !s->left) s->part = COMPLETE;
-    return p + n;
-}
-
-/* One byte of the framing between chunks (RFC 9112 §7.1). */
-static void take_framing(struct slot *s, char c)
-{
-    if (s->part == CHUNK_SIZE) {
-        if (isxdigit((unsigned char)c)) s->left = s->left * 16 + (size_t)(isdigit((unsigned char)c) ? c - '0' : (c | 32) - 'a' + 10);
-        else if (c == '\n') s->part = s->left ? CHUNK_DATA : TRAILER, s->line_n = 0;
-        else if (c != '\r') s->part = BROKEN; /* an extension: nobody sends one */
-    } else if (s->part == CHUNK_END) {
-        if (c == '\n') s->part = CHUNK_SIZE;
-    } else if (c == '\n') { /* TRAILER: lines, up to an empty one */
-        if (!s->line_n) s->part = COMPLETE;
-        s->line_n = 0;
-    } else if (c != '\r') {
-        s->line_n++;
-    }
-}
-
-static void take(struct slot *s, const char *p, size_t n)
-{
-    uint64_t t = now_ns();
-    if (!s->head_n) s->answered_ns = t;
-    for (const char *end = p + n; p < end && s->part < COMPLETE;) {
-        if (s->part == HEAD) p = take_head(s, p, end);
-        else if (s->part == CHUNK_DATA || s->part == LENGTH || s->part == UNTIL_CLOSE) p = take_body(s, p, end, t);
-        else take_framing(s, *p++);
-    }
+    return s->answer.part == COMPLETE && !strcasestr(s->answer.head, "\r\nConnection: close");
 }
 
 /* ---- A slot's life ---- */
@@ -212,24 +117,13 @@ static void ask(struct slot *s)
     s->began_ns = now_ns();
     s->hang_up_ns = s->began_ns + (uint64_t)abort_after_ms * 1000000 + spread_ns;
     if (abort_in_time && s->hang_up_ns < seen.next_hang_up_ns) seen.next_hang_up_ns = s->hang_up_ns;
-    s->sent = s->head_n = s->tail_n = 0;
-    s->part = HEAD, s->status = 0, s->tokens = 0, s->digits = -1;
+    s->sent = s->tail_n = 0, s->tokens = 0;
+    begin_answer(&s->answer);
 }
 
-static void dial(struct slot *s)
+static void ask_anew(struct slot *s)
 {
-    static unsigned dialed;
-    struct sockaddr_in from = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(0x7f000002u + dialed++ % SOURCES)};
-    struct sockaddr_in to = {
-        .sin_family = AF_INET, .sin_port = htons((uint16_t)port), .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
-    s->fd = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
-    if (s->fd < 0) {
-        perror("load: socket");
-        exit(2);
-    }
-    setsockopt(s->fd, IPPROTO_TCP, TCP_NODELAY, &(int){1}, sizeof(int));
-    bind(s->fd, (void *)&from, sizeof from);
-    connect(s->fd, (void *)&to, sizeof to); /* a refusal shows at the first send */
+    s->fd = dial(port);
     s->reused = false;
     ask(s);
     watch(s, EPOLL_CTL_ADD, EPOLLIN | EPOLLOUT);
@@ -238,7 +132,7 @@ static void dial(struct slot *s)
 static void open_stream(struct slot *s)
 {
     seen.opened++;
-    dial(s);
+    ask_anew(s);
 }
 
 static void hang_up(struct slot *s)
@@ -253,7 +147,7 @@ static void hang_up(struct slot *s)
 static void note_failure(struct slot *s)
 {
     seen.failed++;
-    if (!seen.bad_status) seen.bad_status = s->status ? s->status : -1;
+    if (!seen.bad_status) seen.bad_status = s->answer.status ? s->answer.status : -1;
     if (memmem(s->tail, s->tail_n, "upstream_timeout", 16)) seen.timeouts++;
     if (seen.failed == 1) memcpy(seen.first_failure, s->tail, s->tail_n);
 }
@@ -274,11 +168,11 @@ static void wake_for_retry(const struct slot *s)
 /* A stream is opened once, however often its slot has to ask for it. */
 static void put_off(struct slot *s)
 {
-    const char *told = strcasestr(s->head, "\r\nRetry-After:");
+    const char *told = strcasestr(s->answer.head, "\r\nRetry-After:");
     uint64_t ms = refused_ms >= 0 ? (uint64_t)refused_ms : told ? strtoul(told + 14, NULL, 10) * 1000 : UNTOLD_MS;
     s->retry_ns = now_ns() + ms * 1000000;
     wake_for_retry(s);
-    if (s->part == COMPLETE && s->keep_alive) return;
+    if (keeps_alive(s)) return;
     close(s->fd);
     s->fd = -1;
 }
@@ -286,11 +180,12 @@ static void put_off(struct slot *s)
 static bool was_put_off(struct slot *s)
 {
     if (!may_refuse) return false;
-    if (s->status == 200 && !s->tokens && memmem(s->tail, s->tail_n, "\"overloaded\"", 12)) seen.given_up++;
-    else if (s->status == 429) seen.refused_429++;
-    else if (s->status == 503) seen.refused_503++;
+    int status = s->answer.status;
+    if (status == 200 && !s->tokens && memmem(s->tail, s->tail_n, "\"overloaded\"", 12)) seen.given_up++;
+    else if (status == 429) seen.refused_429++;
+    else if (status == 503) seen.refused_503++;
     else return false;
-    if (s->status != 200) sample(&refusal, s->answered_ns - s->asked_ns);
+    if (status != 200) sample(&refusal, s->answered_ns - s->asked_ns);
     put_off(s);
     return true;
 }
@@ -300,9 +195,10 @@ static void end_stream(struct slot *s)
     s->busy = false;
     if (was_put_off(s)) return;
     seen.ended++;
-    if (s->status == 200 && s->tokens == expected && (s->part == COMPLETE || s->part == UNTIL_CLOSE)) seen.ok++;
+    bool whole = s->answer.part == COMPLETE || s->answer.part == UNTIL_CLOSE;
+    if (s->answer.status == 200 && s->tokens == expected && whole) seen.ok++;
     else note_failure(s);
-    if (s->part == COMPLETE && s->keep_alive && more()) {
+    if (keeps_alive(s) && more()) {
         seen.opened++;
         ask_again(s);
         return;
@@ -318,9 +214,9 @@ static void on_close(struct slot *s)
         s->fd = -1;
         return;
     }
-    if (s->reused && s->head_n == 0) { /* an idle connection may close under a request (RFC 9112 §9.3.1): ask anew */
+    if (s->reused && !s->answer.head_n) { /* an idle connection may close under a request (RFC 9112 §9.3.1) */
         close(s->fd);
-        dial(s);
+        ask_anew(s);
         return;
     }
     end_stream(s);
@@ -346,9 +242,11 @@ static void on_readable(struct slot *s)
     }
     seen.bytes += n;
     if (!s->busy) return;
-    take(s, bytes, (size_t)n);
+    if (!s->answer.head_n) s->answered_ns = now_ns();
+    keep_tail(s, bytes, (size_t)n);
+    take(&s->answer, bytes, (size_t)n);
     if (abort_after && s->tokens >= abort_after) hang_up(s);
-    else if (s->part >= COMPLETE) end_stream(s);
+    else if (s->answer.part >= COMPLETE) end_stream(s);
 }
 
 static void hang_up_due(void)
@@ -378,7 +276,7 @@ static void retry_due(void)
         }
         s->retry_ns = 0;
         if (t >= over_ns) seen.turned_away++, seen.ended++;
-        else if (s->fd < 0) dial(s);
+        else if (s->fd < 0) ask_anew(s);
         else ask_again(s);
     }
 }
@@ -447,14 +345,8 @@ static void report(double seconds)
 
 static void make_request(char **argv, int argc)
 {
-    static char body[BODY_MAX];
-    FILE *file = fopen(argv[3], "rb");
-    if (!file) {
-        perror(argv[3]);
-        exit(2);
-    }
-    size_t body_n = fread(body, 1, sizeof body, file);
-    fclose(file);
+    size_t body_n;
+    char *body = contents_of(argv[3], &body_n);
     FILE *to = open_memstream(&request, &request_n);
     fprintf(to, "POST %s HTTP/1.1\r\nHost: 127.0.0.1:%d\r\nContent-Type: application/json\r\nContent-Length: %zu\r\n",
             argv[2], port, body_n);
@@ -467,6 +359,7 @@ static void make_request(char **argv, int argc)
     fprintf(to, "\r\n");
     fwrite(body, 1, body_n, to);
     fclose(to);
+    free(body);
 }
 
 static long option(const char *name)
@@ -540,17 +433,13 @@ int main(int argc, char **argv)
     seen.next_hang_up_ns = seen.next_retry_ns = UINT64_MAX;
     srand48((long)now_ns());
     make_request(argv, argc);
-    struct rlimit files;
-    getrlimit(RLIMIT_NOFILE, &files);
-    files.rlim_cur = files.rlim_max;
-    setrlimit(RLIMIT_NOFILE, &files);
-    latency.us = malloc(SAMPLES_MAX * sizeof *latency.us);
-    first_token.us = malloc(SAMPLES_MAX * sizeof *first_token.us);
-    refusal.us = malloc(SAMPLES_MAX * sizeof *refusal.us);
-    slots = calloc((size_t)concurrency, sizeof *slots);
+    raise_descriptor_limit();
+    latency.us = zeroed(SAMPLES_MAX, sizeof *latency.us);
+    first_token.us = zeroed(SAMPLES_MAX, sizeof *first_token.us);
+    refusal.us = zeroed(SAMPLES_MAX, sizeof *refusal.us);
+    begun = zeroed(SAMPLES_MAX, sizeof *begun);
+    slots = zeroed((size_t)concurrency, sizeof *slots);
     epoll = epoll_create1(EPOLL_CLOEXEC);
-    begun = malloc(SAMPLES_MAX * sizeof *begun);
-    if (!latency.us || !first_token.us || !refusal.us || !begun || !slots) return 2;
     uint64_t began = now_ns();
     if (option("LOAD_FOR_MS")) over_ns = began + (uint64_t)option("LOAD_FOR_MS") * 1000000;
     run();

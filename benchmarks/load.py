@@ -59,6 +59,7 @@ class Job(msgspec.Struct, frozen=True):
     streams: int
     at_once: int
     tokens: int
+    headers: tuple[str, ...] = ()
 
 
 def load(job: Job, options: Mapping[str, int | str] | None = None, programs: Path = BIN) -> Loaded:
@@ -69,9 +70,9 @@ def load(job: Job, options: Mapping[str, int | str] | None = None, programs: Pat
 
 
 @contextmanager
-def holding(job: Job) -> Iterator[None]:
+def holding(job: Job, programs: Path = BIN) -> Iterator[None]:
     """All streams of the job stand, each with a token or more, until the block ends."""
-    with loading(job, {"HOLD": 1}) as process:
+    with loading(job, {"HOLD": 1}, programs) as process:
         assert process.stdout is not None
         line = process.stdout.readline()
         if b"standing" not in line:
@@ -87,7 +88,7 @@ def loading(job: Job, options: Mapping[str, int | str], programs: Path = BIN) ->
         body = Path(folder, "request.json")
         body.write_text(job.request)
         counts = [str(n) for n in (job.streams, job.at_once, job.tokens)]
-        command = [str(programs / "load"), str(job.port), job.path, str(body), *counts]
+        command = [str(programs / "load"), str(job.port), job.path, str(body), *counts, *job.headers]
         environment = dict(os.environ) | {f"LOAD_{name}": str(value) for name, value in options.items()}
         with subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
             try:

@@ -21,11 +21,12 @@ ROOT: Final = Path(__file__).resolve().parent.parent
 SOURCES: Final = ROOT / "benchmarks"
 BIN: Final = SOURCES / "bin"
 OUT: Final = SOURCES / "out"
+PROGRAMS: Final = ("upstream", "load", "paced", "returns")
 
 RIG_CORE: Final = min(os.sched_getaffinity(0))
 SERVER_CORE: Final = max(os.sched_getaffinity(0))
 
-START_SECONDS: Final = 30.0
+START_SECONDS: Final = 60.0
 STOP_SECONDS: Final = 10.0
 SETTLE_SECONDS: Final = 20.0
 _TICK_SECONDS: Final = 1 / os.sysconf("SC_CLK_TCK")
@@ -38,6 +39,7 @@ class Stats(msgspec.Struct, frozen=True):
     started: int
     completed: int
     aborted: int
+    faulted: int
     last_abort_ns: int
 
 
@@ -48,8 +50,9 @@ class Server(msgspec.Struct, frozen=True):
     port: int
 
     def cpu_seconds(self) -> float:
-        """User and system time of the process tree, its ended children included."""
-        return sum(_cpu_ticks(pid) for pid in _tree(self.pid)) * _TICK_SECONDS
+        """User and system time of the process tree: of the threads that it has now, where the kernel tells theirs in
+        nanoseconds; else in ticks of 10 ms, ended threads and children included."""
+        return sum(_cpu_seconds(pid) for pid in _tree(self.pid))
 
     def memory_bytes(self) -> int:
         """Proportional set size of the process tree: pages it shares are counted by the share."""
@@ -62,14 +65,17 @@ class Server(msgspec.Struct, frozen=True):
         """The most it ever held since it started, as the kernel kept it."""
         return _kib(self.pid, "status", "VmHWM:") * 1024
 
+    def signal(self, number: int) -> None:
+        os.kill(self.pid, number)
+
     def descriptors(self) -> int:
         return len(os.listdir(f"/proc/{self.pid}/fd"))
 
 
 def build(into: Path = BIN) -> None:
-    """Compiles upstream and load; `subprocess.CalledProcessError` when the compiler refuses."""
+    """Compiles what is written in C; `subprocess.CalledProcessError` when the compiler refuses."""
     into.mkdir(parents=True, exist_ok=True)
-    for name in ("upstream", "load"):
+    for name in PROGRAMS:
         subprocess.run(["cc", "-O2", "-Wall", "-o", into / name, SOURCES / f"{name}.c"], check=True)
 
 
@@ -108,7 +114,7 @@ def running(command: Sequence[str], environment: Mapping[str, str], port: int) -
     finally:
         pin_rig()
     try:
-        _wait_for_port(process, port)
+        wait_for_port(process, port)
         yield Server(process.pid, port)
     finally:
         _stop(process)
@@ -126,18 +132,33 @@ def running_upstream(programs: Path = BIN) -> Iterator[int]:
 
 
 def upstream_stats(port: int) -> Stats:
+    return msgspec.json.decode(_get(port, "/stats"), type=Stats)
+
+
+def end_streams(port: int) -> None:
+    """Upstream ends whatever it streams, in good order."""
+    _get(port, "/end")
+
+
+def abort_ns(port: int, tag: int) -> int:
+    """When upstream saw the stream of this tag aborted, on the clock of `time.monotonic_ns`; 0: it has not."""
+    return msgspec.json.decode(_get(port, f"/aborts/{tag}"), type=dict[str, int])["ns"]
+
+
+def _get(port: int, path: str) -> bytes:
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
     try:
-        connection.request("GET", "/stats")
-        return msgspec.json.decode(connection.getresponse().read(), type=Stats)
+        connection.request("GET", path)
+        return connection.getresponse().read()
     finally:
         connection.close()
 
 
-def settle(upstream_port: int, seconds: float = SETTLE_SECONDS) -> Stats:
-    """Waits until upstream has no open stream, at most so long: one measure must not pay for the one before."""
+def settle(upstream_port: int, seconds: float = SETTLE_SECONDS, beside: int = 0) -> Stats:
+    """Waits until upstream has no open stream, but for those `beside`, at most so long: one measure must not pay for
+    the one before."""
     deadline = time.monotonic() + seconds
-    while (stats := upstream_stats(upstream_port)).active and time.monotonic() < deadline:
+    while (stats := upstream_stats(upstream_port)).active > beside and time.monotonic() < deadline:
         time.sleep(0.01)
     return stats
 
@@ -146,7 +167,8 @@ def found(command: str) -> bool:
     return shutil.which(command) is not None
 
 
-def _wait_for_port(process: subprocess.Popen[bytes], port: int) -> None:
+def wait_for_port(process: subprocess.Popen[bytes], port: int) -> None:
+    """RuntimeError when it ends first, or takes too long."""
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
         if process.poll() is not None:
@@ -172,6 +194,20 @@ def _stop(process: subprocess.Popen[bytes] | subprocess.Popen[str]) -> None:
 def _tree(pid: int) -> list[int]:
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     return [pid, *(below for child in children for below in _tree(int(child)))]
+
+
+def _cpu_seconds(pid: int) -> float:
+    if not Path(f"/proc/{pid}/schedstat").exists():  # a kernel that was built without it
+        return _cpu_ticks(pid) * _TICK_SECONDS
+    return sum(_thread_ns(thread) for thread in Path(f"/proc/{pid}/task").iterdir()) / 1e9
+
+
+def _thread_ns(thread: Path) -> int:
+    """The first field is the time on a processor."""
+    try:
+        return int((thread / "schedstat").read_text().split()[0])
+    except (FileNotFoundError, ProcessLookupError):  # it ended while we looked
+        return 0
 
 
 def _cpu_ticks(pid: int) -> int:

@@ -8,10 +8,7 @@ the other. How long a cancel takes that comes in on the other process is measure
 import argparse
 import http.client
 import json
-import shutil
-import socket
 import statistics
-import subprocess
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,6 +22,7 @@ import msgspec
 from benchmarks.contenders import RELAY_COMMAND
 from benchmarks.load import Job, Loaded, load
 from benchmarks.processes import Server, build, free_port, running, running_upstream, upstream_stats
+from benchmarks.redis_server import redis_server
 from benchmarks.report import DOCUMENT, replace_passage
 
 INTERVAL_US: Final = 50_000
@@ -144,28 +142,6 @@ def _one_cancel_ms(relays: Sequence[Server], upstream: int) -> float:
     reading.close()
     other.close()
     return (stats.last_abort_ns - began_ns) / 1e6
-
-
-@contextmanager
-def redis_server(folder: Path) -> Iterator[Server]:
-    """One that keeps nothing on disk, on the rig's core."""
-    program = shutil.which("redis-server")
-    if program is None:
-        raise RuntimeError("redis-server is not installed")
-    path = str(folder / "redis.sock")
-    command = [program, "--port", "0", "--unixsocket", path, "--save", "", "--dir", str(folder)]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
-        try:
-            while not Path(path).exists() or _refuses(path):
-                time.sleep(0.01)
-            yield Server(process.pid, 0)
-        finally:
-            process.terminate()
-
-
-def _refuses(path: str) -> bool:
-    with socket.socket(socket.AF_UNIX) as probe:
-        return probe.connect_ex(path) != 0
 
 
 def table(size: Size, rounds: Sequence[Mapping[str, Figures]]) -> str:

@@ -3,19 +3,24 @@
  * One thread, epoll, HTTP/1.1 keep-alive, loopback only. The model's name shapes the answer, because it is the one
  * part of a request that every relay passes on:
  *
- *     sim-TOKENS-INTERVAL_US-BYTES[-WAIT_MS]
+ *     sim-TOKENS-INTERVAL_US-BYTES[-WAIT_MS[-TAG]][!FAULT]
  *
  *     TOKENS       content chunks in the stream
  *     INTERVAL_US  between two of them, before the first and before the end; 0: as fast as the socket takes them
  *     BYTES        of filler behind each stamp
  *     WAIT_MS      the status line itself is held back so long
+ *     TAG          a number by which GET /aborts/TAG is asked for when that stream was aborted
+ *     FAULT        after half of the tokens: cut (the connection is closed), reset, garbage (an event that is no JSON),
+ *                  error (an error object), stall (nothing more comes until /end); or status: 500 instead of a stream
  *
  * Another name means sim-200-20000-8. A token's content begins with a stamp, "@" and 19 digits: CLOCK_MONOTONIC in
  * nanoseconds when the token was written. Whoever receives it on the same machine knows how long it was under way.
  *
  *     POST /v1/chat/completions   the stream; one JSON answer unless "stream" is true; 400 for what is no request
  *     GET  /v1/models             one model
- *     GET  /stats                 {"active","started","completed","aborted","last_abort_ns"}
+ *     GET  /stats                 {"active","started","completed","aborted","faulted","last_abort_ns"}
+ *     GET  /end                   ends all streams that have begun, now and in good order; the answer as for /stats
+ *     GET  /aborts/TAG            {"ns"}: when that stream was aborted; 0: it was not
  *
  * A stream is aborted when its connection goes before the last byte has left; last_abort_ns says when that was noticed.
  *
@@ -46,9 +51,15 @@ enum {
     BLOCK_MAX = 1536,      /* the most that one step appends: role and first token, or finish, usage and end */
     FLOOD_TURNS = 8,       /* buffers a flooding stream may fill before everybody else has a turn */
     EVENTS_MAX = 512,
+    TAGS_MAX = 1 << 16,
+    STALL_SECONDS = 3600,  /* at most, unless /end ends it */
+    FULL_MS = 10,          /* until a stalled stream that is to end, but whose reader is slow, is tried again */
 };
 
-enum phase { READING, HELD, PACED, FLOODING, ENDED };
+enum phase { READING, HELD, PACED, FLOODING, STALLED, ENDED, CUT, RESET };
+enum fault { NONE, FAULT_CUT, FAULT_RESET, FAULT_GARBAGE, FAULT_ERROR, FAULT_STALL, FAULT_STATUS, FAULTS };
+
+static const char *const fault_names[FAULTS] = {"", "!cut", "!reset", "!garbage", "!error", "!stall", "!status"};
 
 struct conn {
     int fd;
@@ -60,14 +71,17 @@ struct conn {
     size_t in_n, in_cap;
     char out[OUT_MAX];
     size_t out_n, out_sent;
-    long tokens, interval_us, sent;
+    long tokens, interval_us, sent, tag, number;
+    enum fault fault;
     bool wants_usage;
     char token[TOKEN_MAX]; /* the whole chunk, framing included: only the stamp changes from token to token */
     size_t token_n, stamp_at;
 };
 
 static int epoll;
-static struct { long active, started, completed, aborted; uint64_t last_abort_ns; } stats;
+static struct { long active, started, completed, aborted, faulted; uint64_t last_abort_ns; } stats;
+static uint64_t aborts[TAGS_MAX];
+static long ended_up_to; /* the number of the last stream that was told to end */
 
 static uint64_t now_ns(void)
 {
@@ -194,12 +208,22 @@ static void put_end(struct conn *c)
     c->phase = ENDED;
 }
 
+static void put_fault(struct conn *c)
+{
+    if (c->fault == FAULT_GARBAGE) put_event(c, "data: {\"choices\":[{\"index\":0,\"del\n\n");
+    if (c->fault == FAULT_ERROR) put_event(c, "data: {\"error\":{\"message\":\"overheated\",\"type\":\"server_error\"}}\n\n");
+    c->phase = c->fault == FAULT_CUT ? CUT : c->fault == FAULT_RESET ? RESET : STALLED;
+    if (c->phase == STALLED) timer_set(c, now_ns() + STALL_SECONDS * 1000000000ull);
+}
+
 /* One step of a stream; nothing when the buffer is full: a slow reader loses no token, it gets it later. */
 static void put_next(struct conn *c)
 {
     if (c->out_n + BLOCK_MAX > OUT_MAX) return;
     if (c->sent == 0) put_event(c, ROLE);
-    if (c->sent++ < c->tokens) put_token(c);
+    if (c->number <= ended_up_to) put_end(c);
+    else if (c->fault && c->sent == c->tokens / 2) put_fault(c);
+    else if (c->sent++ < c->tokens) put_token(c);
     else put_end(c);
 }
 
@@ -222,6 +246,15 @@ static const char *member(const char *body, const char *quoted_name)
     return at + strspn(at, " \t\r\n:");
 }
 
+/* What a name asks for behind its numbers. */
+static enum fault fault_of(const char *model)
+{
+    size_t n = strcspn(model + 1, "\"") + 1;
+    for (enum fault f = NONE + 1; f < FAULTS; f++)
+        if (memmem(model, n, fault_names[f], strlen(fault_names[f]))) return f;
+    return NONE;
+}
+
 static long at_most(long value, long limit) { return value < 0 ? 0 : value > limit ? limit : value; }
 
 static void complete(struct conn *c, const char *body)
@@ -240,24 +273,42 @@ static void complete(struct conn *c, const char *body)
         return;
     }
     long filler = 8, wait_ms = 0;
-    c->tokens = 200, c->interval_us = 20000, c->sent = 0;
-    sscanf(model, "\"sim-%ld-%ld-%ld-%ld", &c->tokens, &c->interval_us, &filler, &wait_ms);
+    c->tokens = 200, c->interval_us = 20000, c->sent = c->tag = 0;
+    sscanf(model, "\"sim-%ld-%ld-%ld-%ld-%ld", &c->tokens, &c->interval_us, &filler, &wait_ms, &c->tag);
+    if ((c->fault = fault_of(model)) == FAULT_STATUS) {
+        stats.faulted++;
+        put_json(c, "500 Internal Server Error", "{\"error\":{\"message\":\"down\",\"type\":\"server_error\"}}");
+        return;
+    }
     c->tokens = at_most(c->tokens, 1000000000), c->interval_us = at_most(c->interval_us, 3600000000L);
     c->wants_usage = strstr(body, "include_usage") != NULL;
     make_token(c, at_most(filler, sizeof FILLER - 1));
-    stats.active++, stats.started++;
+    stats.active++, c->number = ++stats.started;
     c->phase = HELD;
     if (wait_ms > 0) timer_set(c, now_ns() + (uint64_t)at_most(wait_ms, 3600000) * 1000000);
     else put_stream_head(c);
 }
 
+/* All that waits is due now: the same for each, so that the heap's order stands. */
+static void end_all(void)
+{
+    uint64_t t = now_ns();
+    ended_up_to = stats.started;
+    for (size_t slot = 1; slot <= heap_n; slot++) heap[slot]->due_ns = t;
+}
+
 static void answer(struct conn *c, const char *head, const char *body)
 {
     char json[256];
-    if (!strncmp(head, "GET /stats ", 11)) {
+    if (!strncmp(head, "GET /end ", 9)) end_all();
+    if (!strncmp(head, "GET /stats ", 11) || !strncmp(head, "GET /end ", 9)) {
         snprintf(json, sizeof json,
-                 "{\"active\":%ld,\"started\":%ld,\"completed\":%ld,\"aborted\":%ld,\"last_abort_ns\":%llu}",
-                 stats.active, stats.started, stats.completed, stats.aborted, (unsigned long long)stats.last_abort_ns);
+                 "{\"active\":%ld,\"started\":%ld,\"completed\":%ld,\"aborted\":%ld,\"faulted\":%ld,\"last_abort_ns\":%llu}",
+                 stats.active, stats.started, stats.completed, stats.aborted, stats.faulted,
+                 (unsigned long long)stats.last_abort_ns);
+        put_json(c, "200 OK", json);
+    } else if (!strncmp(head, "GET /aborts/", 12)) {
+        snprintf(json, sizeof json, "{\"ns\":%llu}", (unsigned long long)aborts[strtoul(head + 12, NULL, 10) % TAGS_MAX]);
         put_json(c, "200 OK", json);
     } else if (!strncmp(head, "GET /v1/models ", 15)) {
         put_json(c, "200 OK", "{\"object\":\"list\",\"data\":[{\"id\":\"sim-200-20000-8\",\"object\":\"model\","
@@ -325,7 +376,13 @@ static void watch(struct conn *c, uint32_t events)
 
 static void drop(struct conn *c)
 {
-    if (c->phase != READING) stats.active--, stats.aborted++, stats.last_abort_ns = now_ns();
+    if (c->phase == CUT || c->phase == RESET) {
+        stats.active--, stats.faulted++;
+        if (c->phase == RESET) setsockopt(c->fd, SOL_SOCKET, SO_LINGER, &(struct linger){1, 0}, sizeof(struct linger));
+    } else if (c->phase != READING) {
+        stats.active--, stats.aborted++, stats.last_abort_ns = now_ns();
+        if (c->tag > 0) aborts[c->tag % TAGS_MAX] = stats.last_abort_ns;
+    }
     timer_clear(c);
     close(c->fd);
     free(c->in);
@@ -352,8 +409,9 @@ static bool advance(struct conn *c)
         enum sent sent = flush(c);
         if (sent == GONE) return false;
         if (sent == BLOCKED) break;
+        if (c->phase == CUT || c->phase == RESET) return false;
         if (c->phase == ENDED) stats.active--, stats.completed++, c->phase = READING;
-        if (c->phase == HELD || c->phase == PACED || (c->phase == READING && !take_request(c))) {
+        if (c->phase == HELD || c->phase == PACED || c->phase == STALLED || (c->phase == READING && !take_request(c))) {
             watch(c, EPOLLIN);
             return true;
         }
@@ -383,8 +441,9 @@ static void run_timer(struct conn *c)
         put_stream_head(c);
     } else {
         put_next(c);
-        if (c->phase == ENDED) timer_clear(c);
-        else timer_set(c, c->due_ns + (uint64_t)c->interval_us * 1000);
+        if (c->phase == PACED) timer_set(c, c->due_ns + (uint64_t)c->interval_us * 1000);
+        else if (c->phase != STALLED) timer_clear(c);
+        else if (c->due_ns <= now_ns()) timer_set(c, now_ns() + FULL_MS * 1000000ull);
     }
     if (!advance(c)) drop(c);
 }
