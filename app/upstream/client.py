@@ -51,8 +51,8 @@ class Upstream:
 
     def __init__(self, service: Service) -> None:
         self._service: Final = service
-        self._headers: Final = headers_of(service)
         self._client: Final = client_of(service)
+        self._headers: Final = headers_of(service, self._client)
         self._asking: Final = FinalRequestOptions.construct(method="post", url="/chat/completions")
         self._asks_usage = service.asks_usage
 

@@ -20,7 +20,6 @@ from app.upstream.transport import Transport
 
 Headers = dict[str, str | Omit]
 
-TELLTALES: Final = ("Arch", "Async", "Lang", "OS", "Package-Version", "Runtime", "Runtime-Version", "Retry-Count")
 DEPLOYMENT: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", re.ASCII)
 """What a deployment of Azure may be called: it stands in the URL's path, which no client's words may change."""
 
@@ -51,7 +50,7 @@ class Service(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _Told:
-    """A client without headers of its own: all of them come with the request."""
+    """A client without headers of its own: all of them come with the request, put together once (`headers_of`)."""
 
     @property
     def default_headers(self) -> Headers:
@@ -83,20 +82,24 @@ def _made(service: Service) -> AsyncOpenAI:
             max_retries=0,
             http_client=http_client,
         )
-    kind = AsyncOpenAI if service.environment else _Client
-    return kind(base_url=service.base_url, api_key=key, max_retries=0, http_client=http_client)
+    return _Client(base_url=service.base_url, api_key=key, max_retries=0, http_client=http_client)
 
 
-def headers_of(service: Service) -> Headers:
+def headers_of(service: Service, client: AsyncOpenAI) -> Headers:
     """The headers of each request but its key, which is the SDK's part; the operator's win."""
+    account: Headers = {}
+    if service.environment:
+        named = {"OpenAI-Organization": client.organization, "OpenAI-Project": client.project}
+        account |= {name: value for name, value in named.items() if value}
+        account |= client._custom_headers
     ours: Headers = {
         "Accept": "text/event-stream",
         "Accept-Encoding": "identity",
         "Content-Type": "application/json",
         "User-Agent": service.user_agent,
-        **{f"X-Stainless-{name}": Omit() for name in TELLTALES},
+        "X-Stainless-Retry-Count": Omit(),
     }
     if not service.api_key:
         ours["Authorization" if service.azure_api_version is None else "api-key"] = Omit()
     theirs = {name.lower() for name in service.headers}
-    return {name: value for name, value in ours.items() if name.lower() not in theirs} | dict(service.headers)
+    return account | {name: value for name, value in ours.items() if name.lower() not in theirs} | dict(service.headers)
