@@ -15,6 +15,12 @@ def anyio_backend() -> str:
     return "asyncio"
 
 
+@pytest.fixture(autouse=True, scope="module")
+def log_begins_anew() -> None:
+    """A module's log does not depend on what relays of another, in the same process, were told of theirs."""
+    structlog.reset_defaults()
+
+
 @pytest.fixture(autouse=True)
 def log_is_open() -> None:
     """A relay of an earlier test may have sent this process's log to what that test captured, and that is closed."""
