@@ -4,6 +4,7 @@ Redirects, cookies, auth flows, merged defaults and a log line cost a third of w
 none of them is wanted here.
 """
 
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any, Final
 
@@ -13,6 +14,11 @@ URLS: Final = 256
 """So many are remembered: an upstream has two, one to ask at and one of its list."""
 
 _url: Final = lru_cache(URLS)(httpx2.URL)
+
+
+def _is_plain(content: object, url: object, timeout: object, others: Mapping[str, object]) -> bool:
+    plain = isinstance(url, str) and isinstance(timeout, httpx2.Timeout)
+    return plain and isinstance(content, bytes | None) and not any(others.values())
 
 
 class HttpClient(httpx2.AsyncClient):
@@ -28,10 +34,13 @@ class HttpClient(httpx2.AsyncClient):
         timeout: Any = None,
         **others: Any,
     ) -> httpx2.Request:
-        if any(others.values()) or not isinstance(timeout, httpx2.Timeout) or not isinstance(url, str):
+        if not _is_plain(content, url, timeout, others):
             return super().build_request(method, url, content=content, headers=headers, timeout=timeout, **others)
-        extensions = {"timeout": timeout.as_dict()}
-        return httpx2.Request(method, _url(url), content=content, headers=headers, extensions=extensions)
+        # Given as a stream, a body brings no headers of its own: aiohttp has Host and Content-Length, too.
+        stream, extensions = httpx2.ByteStream(content or b""), {"timeout": timeout.as_dict()}
+        request = httpx2.Request(method, _url(url), stream=stream, headers=headers, extensions=extensions)
+        request.read()
+        return request
 
     async def send(self, request: httpx2.Request, *, stream: bool = False, **_: Any) -> httpx2.Response:
         """As the transport answers; whoever asked for a stream closes it."""
