@@ -18,11 +18,12 @@ BACKLOG: Final = 8192
 SEND_BUFFER_BYTES: Final = 96 * 1024
 """The kernel doubles it; without it some 4 MB of an unread stream would vanish into the socket."""
 
-VANISHED_SECONDS: Final = 20
-"""A peer that acknowledges nothing, or answers no probe, for so long is gone. Linux counts a peer that reads nothing
-among them, so it is never less than the send timeout, which cuts those off in good order, and some seconds."""
+VANISHED_SECONDS: Final = 18
+"""A peer that acknowledges nothing, or answers no probe, for so long is gone; the kernel sees it up to a second later,
+and 20 are promised. Linux counts a peer that reads nothing among them, so it is never less than the send timeout, which
+cuts those off in good order, and some seconds."""
 
-SEND_TIMEOUT_MARGIN_SECONDS: Final = 5
+SEND_TIMEOUT_MARGIN_SECONDS: Final = 3
 
 SO_ATTACH_FILTER: Final = 26
 """Linux's (asm-generic/socket.h); Python does not name it."""
