@@ -1,10 +1,13 @@
 """Holds for every test: the asyncio backend, and that nothing is passed over in silence where it counts."""
 
 import os
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
+from pathlib import Path
 
 import pytest
 import structlog
+
+from benchmarks.processes import build
 
 STRICT = os.environ.get("CI") == "true"
 
@@ -27,6 +30,22 @@ def log_is_open() -> None:
     file = getattr(structlog.get_config()["logger_factory"], "_file", None)
     if file is not None and file.closed:
         structlog.reset_defaults()
+
+
+@pytest.fixture(scope="session")
+def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the programs of the benchmarks' rig are, built once."""
+    folder = tmp_path_factory.mktemp("programs")
+    build(folder)
+    return folder
+
+
+@pytest.fixture
+def cores() -> Iterator[None]:
+    """The rig pins us to a core: what runs after it has all of them again."""
+    before = os.sched_getaffinity(0)
+    yield
+    os.sched_setaffinity(0, before)
 
 
 def _fail_if_skipped(report: pytest.TestReport | pytest.CollectReport) -> None:

@@ -1,7 +1,6 @@
 """The rig is right: figures are only as honest as the programs that make the tokens and count them."""
 
 import asyncio
-import os
 import shutil
 import socket
 import subprocess
@@ -11,6 +10,7 @@ import xml.etree.ElementTree as ET
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -25,34 +25,22 @@ from benchmarks.load import Job, holding, load
 from benchmarks.measure import STANDING, Figures, Sizes
 from benchmarks.paced import INTERVAL_US, Crowd, at, measure
 from benchmarks.picture import draw
-from benchmarks.processes import Server, build, end_streams, running_upstream, settle, upstream_stats
+from benchmarks.processes import Server, end_streams, running_upstream, settle, upstream_stats
 from benchmarks.report import BEGIN, DOCUMENT, END, NONE, ROWS, Goings, Rounds, Run, Table
 from benchmarks.returning import Returned
 from benchmarks.tables import markdown
 from benchmarks.vanishing import Vanished
 
-pytestmark = pytest.mark.skipif(shutil.which("cc") is None, reason="cc is missing: the rig cannot be built")
-
-
-@pytest.fixture(scope="module")
-def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("programs")
-    build(folder)
-    return folder
+pytestmark = [
+    pytest.mark.skipif(shutil.which("cc") is None, reason="cc is missing: the rig cannot be built"),
+    pytest.mark.usefixtures("cores"),
+]
 
 
 @pytest.fixture
 def upstream_port(programs: Path) -> Iterator[int]:
     with running_upstream(programs) as port:
         yield port
-
-
-@pytest.fixture(autouse=True)
-def cores() -> Iterator[None]:
-    """The rig pins us to a core: what runs after it has all of them again."""
-    before = os.sched_getaffinity(0)
-    yield
-    os.sched_setaffinity(0, before)
 
 
 def _job(port: int, request: str, *, streams: int = 1, tokens: int = 1) -> Job:
@@ -276,19 +264,23 @@ async def test_a_herd_is_served_when_each_has_a_token_of_the_stream_that_it_left
         writer.close()
         end.set_result(None)
 
-    request = tmp_path / "request"
-    request.write_bytes(b"POST /x HTTP/1.1\r\nContent-Length: 0\r\n\r\n")
     async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
-        port = server.sockets[0].getsockname()[1]
-        command = [str(part) for part in (programs / "returns", port, request, "/x", 4, 1000)]
-        done = await asyncio.to_thread(subprocess.run, command, input=b"now\n", capture_output=True, check=True)
+        stood, back = await asyncio.to_thread(_herd, programs, tmp_path, server.sockets[0].getsockname()[1])
         await asyncio.gather(*ended)
-    stood, back = (msgspec.json.decode(line) for line in done.stdout.splitlines())
     assert stood == {"standing": 4}
     assert (back["served"], back["lost"], back["bad_status"]) == (3, 1, 404)
     assert 200 <= back["p50_ms"] <= back["max_ms"] < 2000
     assert len(set(asked)) == 4
     assert all(path.startswith(b"/x/s") and path.endswith(b"?after=0") for path in asked)
+
+
+def _herd(programs: Path, folder: Path, port: int) -> list[dict[str, Any]]:
+    """What four readers say of standing and of coming back."""
+    request = folder / "request"
+    request.write_bytes(b"POST /x HTTP/1.1\r\nContent-Length: 0\r\n\r\n")
+    command = [str(part) for part in (programs / "returns", port, request, "/x", 4, 1000)]
+    done = subprocess.run(command, input=b"now\n", capture_output=True, check=True)
+    return [msgspec.json.decode(line) for line in done.stdout.splitlines()]
 
 
 def _received(client: socket.socket) -> bytes:

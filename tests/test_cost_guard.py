@@ -1,8 +1,6 @@
 """What a token and a stream cost does not creep up: counted in calls, and against the route that everybody copies."""
 
-import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
 from typing import Final
@@ -12,9 +10,12 @@ import pytest
 from benchmarks.calls import calls
 from benchmarks.contenders import RELAY, TUTORIAL, Contender, started
 from benchmarks.load import Job, load
-from benchmarks.processes import Server, build, running_upstream, settle
+from benchmarks.processes import Server, running_upstream, settle
 
-pytestmark = pytest.mark.skipif(shutil.which("cc") is None, reason="cc is missing: the rig cannot be built")
+pytestmark = [
+    pytest.mark.skipif(shutil.which("cc") is None, reason="cc is missing: the rig cannot be built"),
+    pytest.mark.usefixtures("cores"),
+]
 
 CALLS_PER_TOKEN: Final = 110
 """It takes 99 with Python 3.11: what makes it more is to be worth it, and then stands here."""
@@ -28,21 +29,6 @@ ROUNDS: Final = 3
 SHARE_OF_TUTORIAL: Final = 0.5
 """Of its processor time, where it is 0.3 at most: without what waits in parsers, sockets and the kernel seen, calls
 alone would not tell."""
-
-
-@pytest.fixture(scope="module")
-def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("programs")
-    build(folder)
-    return folder
-
-
-@pytest.fixture(autouse=True)
-def cores() -> Iterator[None]:
-    """The rig pins us to a core: what runs after it has all of them again."""
-    before = os.sched_getaffinity(0)
-    yield
-    os.sched_setaffinity(0, before)
 
 
 def test_a_token_and_a_stream_take_as_many_calls_as_they_did(programs: Path) -> None:

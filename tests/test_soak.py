@@ -1,14 +1,14 @@
 """The soak finds what grows, what is late and what is left: it is no proof otherwise."""
 
-import os
 import shutil
-from collections.abc import Iterator
 
 import msgspec
 import pytest
 
 from benchmarks import soak
 from benchmarks.soak_samples import Sample, growths, latest_shares
+
+pytestmark = pytest.mark.usefixtures("cores")
 
 SAMPLE = Sample(
     at_s=0.0,
@@ -22,14 +22,6 @@ SAMPLE = Sample(
     ticks=0,
     late_ticks=0,
 )
-
-
-@pytest.fixture(autouse=True)
-def cores() -> Iterator[None]:
-    """The rig pins us to a core: what runs after it has all of them again."""
-    before = os.sched_getaffinity(0)
-    yield
-    os.sched_setaffinity(0, before)
 
 
 def _samples(name: str, each: float) -> list[Sample]:

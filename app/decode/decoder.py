@@ -48,7 +48,6 @@ class Decoder:
         self._chunks = Passage(usage=passing.usage, model=passing.model) if passing else None
         self._passed: list[Passed] = []
         self._encoded: ContentDecoder = Identity()
-        self._plain = True
         media_type = (content_type or "").partition(";")[0].strip().lower()
         self._frames = Frames(limits.max_event_bytes) if media_type in ("", "text/event-stream") else None
         self._frames_wait = False
@@ -57,7 +56,6 @@ class Decoder:
         """More waits to be decoded: call `receive_data(b"")` before giving more, and before `receive_eof`."""
         try:
             self._encoded = content_decoder(content_encoding)
-            self._plain = isinstance(self._encoded, Identity)
             if status in NO_CONTENT_STATUSES:
                 raise RelayError("upstream_protocol", "upstream sent no content", upstream_status=status)
         except RelayError as error:
@@ -134,11 +132,6 @@ class Decoder:
         self._answer.fail(fault)
 
     def _receive(self, data: bytes) -> None:
-        if self._frames is not None and self._plain:
-            self._frames.receive(data)
-            self._take_frames(self._frames)
-            self.backlog = self._frames_wait
-            return
         self._encoded.receive(data)
         if self._frames is None:
             self._collect(self._encoded.take())
