@@ -4,14 +4,15 @@ The server under test has a core to itself; the rig (upstream, load and we) shar
 producing and counting tokens is not taken for the cost of relaying them.
 """
 
+import contextlib
 import http.client
 import os
+import random
 import shutil
 import socket
 import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -25,6 +26,8 @@ PROGRAMS: Final = ("upstream", "load", "paced", "returns")
 
 RIG_CORE: Final = min(os.sched_getaffinity(0))
 SERVER_CORE: Final = max(os.sched_getaffinity(0))
+
+GIVEN_BY_HAND: Final = (10_000, 32_768)
 
 START_SECONDS: Final = 60.0
 STOP_SECONDS: Final = 10.0
@@ -80,10 +83,13 @@ def build(into: Path = BIN) -> None:
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """For a server that listens later. It is below those that the kernel picks for outgoing connections and for port 0,
+    where it could be somebody else's by then."""
+    while True:
+        port = random.randrange(*GIVEN_BY_HAND)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def pin_rig() -> None:
@@ -91,7 +97,7 @@ def pin_rig() -> None:
     os.sched_setaffinity(0, {RIG_CORE})
 
 
-@contextmanager
+@contextlib.contextmanager
 def running(command: Sequence[str], environment: Mapping[str, str], port: int) -> Iterator[Server]:
     """The server under test on its own core, from the first accepted connection to the end of the block.
 
@@ -120,7 +126,7 @@ def running(command: Sequence[str], environment: Mapping[str, str], port: int) -
         _stop(process)
 
 
-@contextmanager
+@contextlib.contextmanager
 def running_upstream(programs: Path = BIN) -> Iterator[int]:
     """The upstream, on our core; gives its port."""
     with subprocess.Popen([programs / "upstream", "0"], stdout=subprocess.PIPE, text=True) as process:

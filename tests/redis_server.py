@@ -5,13 +5,14 @@ import contextlib
 import os
 import shutil
 import signal
-import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Final
 
 import pytest
 from redis.asyncio import Redis
+
+from benchmarks.processes import free_port
 
 START_SECONDS: Final = 10.0
 
@@ -23,9 +24,7 @@ class RedisServer:
         self._program = program
         self._folder = folder
         self._process: asyncio.subprocess.Process | None = None
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port: int = probe.getsockname()[1]
+        self.port = free_port()
         self.url = f"redis://127.0.0.1:{self.port}"
         self.client: Redis = Redis.from_url(self.url, decode_responses=True)
 

@@ -17,6 +17,7 @@ import pytest
 
 from app import admin
 from app.settings import SettingsError
+from benchmarks.processes import free_port
 from tests.relay import Connection, Relay, ask, chat, connect, event_of, fetch, running, settings_for, subject, until
 from tests.scraped import Scraped
 from tests.served import END_SECONDS, ROOT, SERVE, served
@@ -339,11 +340,6 @@ async def test_a_herd_of_idle_connections_is_bounded(monkeypatch: pytest.MonkeyP
 
 
 # The process
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        return int(free.getsockname()[1])
 
 
 async def test_it_is_there_through_the_drain_and_ends_with_the_process(tmp_path: Path) -> None:

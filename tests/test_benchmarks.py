@@ -16,7 +16,7 @@ import msgspec
 import pytest
 
 from benchmarks import measure as measures
-from benchmarks import overload, run, shared_log
+from benchmarks import overload, processes, run, shared_log
 from benchmarks.capacity import Search, largest
 from benchmarks.contenders import DIRECT, RELAY
 from benchmarks.departures import Lags
@@ -25,7 +25,7 @@ from benchmarks.load import Job, holding, load
 from benchmarks.measure import STANDING, Figures, Sizes
 from benchmarks.paced import INTERVAL_US, Crowd, at, measure
 from benchmarks.picture import draw
-from benchmarks.processes import Server, end_streams, running_upstream, settle, upstream_stats
+from benchmarks.processes import Server, end_streams, free_port, running_upstream, settle, upstream_stats
 from benchmarks.report import BEGIN, DOCUMENT, END, NONE, ROWS, Goings, Rounds, Run, Table
 from benchmarks.returning import Returned
 from benchmarks.tables import markdown
@@ -211,6 +211,15 @@ def test_the_paced_crowd_says_who_was_refused(programs: Path, upstream_port: int
     refused = msgspec.structs.replace(DIRECT, path="/nowhere")
     paced = measure(Crowd(refused, None, upstream_port, 5), 50, programs)
     assert (paced.standing, paced.lost, paced.bad_status, paced.tokens) == (0, 5, 404, 0)
+
+
+def test_a_port_for_later_is_none_that_the_kernel_gives_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    given_away = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    assert all(free_port() < given_away for _ in range(100))
+    with socket.create_server(("127.0.0.1", free_port())) as taken:
+        port = taken.getsockname()[1]
+        monkeypatch.setattr(processes, "GIVEN_BY_HAND", (port, port + 2))
+        assert {free_port() for _ in range(20)} == {port + 1}
 
 
 async def test_latency_and_jitter_are_those_of_the_tokens(programs: Path, tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ upstream have counted.
 
 import asyncio
 import json
-import socket
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping
 from typing import Any, Final
@@ -12,6 +11,7 @@ from typing import Any, Final
 import msgspec
 import pytest
 
+from benchmarks.processes import free_port
 from tests.relay import SSE, Connection, Response, chat, connect, fetch
 from tests.scraped import Scraped
 from tests.served import SERVE, served
@@ -177,8 +177,7 @@ class Run(msgspec.Struct, frozen=True):
 
 @pytest.fixture(scope="module")
 async def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        admin = probe.getsockname()[1]
+    admin = free_port()
     variables = SETTINGS | {"RELAY_ADMIN_PORT": str(admin)}
     async with (
         Upstream() as upstream,

@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from app.errors import CODES
+from benchmarks.processes import free_port
 from tests.nginx import shipped
 from tests.nginx_process import Nginx
 from tests.relay import Relay, ask, chat, connect, event_of, fetch, running, text_of
@@ -175,7 +176,8 @@ async def asked_until(port: int, text: str) -> list[str]:
 async def test_a_relay_that_is_restarted_on_its_port_is_found_again(upstream: Upstream) -> None:
     upstream.script(answer("Hello"))
     async with contextlib.AsyncExitStack() as first:
-        port = (await first.enter_async_context(running(upstream.base_url))).port
+        port = free_port()
+        await first.enter_async_context(running(upstream.base_url, port=port))
         async with shipped([port]) as nginx:
             assert text_of((await ask(nginx.port, chat()))[1]) == "Hello"
             await first.aclose()

@@ -5,7 +5,6 @@ import contextlib
 import os
 import re
 import shutil
-import socket
 from asyncio.subprocess import PIPE, STDOUT
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
@@ -13,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from app.demo.server import DemoServer
+from benchmarks.processes import free_port
 from tests.relay import event_of
 from tests.served import END_SECONDS, START_SECONDS
 from tests.terminal import COMMAND, environment
@@ -42,13 +42,6 @@ def here(command: str, places: Mapping[str, str]) -> str:
     for port, free in places.items():
         command = command.replace(port, free)
     return command.removeprefix("$ ").replace(".venv/bin/sse-relay", str(COMMAND))
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 @contextlib.asynccontextmanager

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.processes import free_port
 from tests import nginx
 from tests.fleet import Reading
 from tests.redis_server import RedisServer, redis_server
@@ -38,7 +39,7 @@ class Rolling:
         self._stacks: dict[int, contextlib.AsyncExitStack] = {}
         self.relays: list[Served] = []
 
-    async def start(self, port: int = 0) -> None:
+    async def start(self, port: int) -> None:
         stack = contextlib.AsyncExitStack()
         command = ("app", "serve", "--port", str(port))
         variables = {"RELAY_REDIS_URL": self._redis.url, "RELAY_DRAIN_GRACE_SECONDS": str(GRACE_SECONDS)}
@@ -64,7 +65,7 @@ async def rolling(folder: Path) -> AsyncIterator[Rolling]:
     async with redis_server(folder) as redis, Upstream() as upstream:
         relays = Rolling(folder, redis, upstream)
         async with contextlib.aclosing(relays):
-            await asyncio.gather(relays.start(), relays.start())
+            await asyncio.gather(relays.start(free_port()), relays.start(free_port()))
             yield relays
 
 
