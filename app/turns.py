@@ -67,8 +67,9 @@ class Openings(Turns):
         if self._giving:
             await super().take()
         else:
-            self._giving = True
-            asyncio.get_running_loop().call_soon(self._give)
+            loop = asyncio.get_running_loop()
+            self._giving, self._looked_at = True, loop.time()
+            loop.call_soon(self._give)
 
     def _give(self) -> None:
         loop = asyncio.get_running_loop()

@@ -297,6 +297,19 @@ async def test_who_opens_alone_waits_for_nobody() -> None:
         alone.send(None)
 
 
+async def test_it_is_this_turn_of_the_loop_that_may_be_long_not_the_time_since_another_opened(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    openings, now = Openings(), 100.0
+    monkeypatch.setattr(asyncio.get_running_loop(), "time", lambda: now)
+    for _ in range(3):
+        now += 0.005
+        alone = openings.take()
+        with pytest.raises(StopIteration):
+            alone.send(None)
+        await asyncio.sleep(0)
+
+
 async def test_who_leaves_while_it_waits_for_its_opening_takes_nobodys_turn() -> None:
     openings = Openings()
     first, leaving, staying = (asyncio.create_task(openings.take()) for _ in range(3))
