@@ -7,7 +7,6 @@ from typing import Any, Final, Self
 
 import msgspec
 from fastapi import FastAPI
-from fastapi.middleware.asyncexitstack import AsyncExitStackMiddleware
 from fastapi.telemetry import TelemetryConfig
 from sse_starlette.sse import AppStatus
 from starlette.exceptions import HTTPException
@@ -17,7 +16,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, ExceptionHandler
 
 from app import __version__
-from app.api import ag_ui, ai_sdk, document, openai, opening, page, problems, routes, schema, tokens
+from app.api import ag_ui, ai_sdk, document, openai, opening, page, problems, routes, routing, schema, tokens
 from app.api.admin import Desk
 from app.api.gate import Gate
 from app.api.middleware import Edge
@@ -75,11 +74,10 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         telemetry=NO_TELEMETRY,
         redirect_slashes=False,  # its Location would have our scheme and host, which are not those of a proxy
     )
-    for router in ROUTERS:
-        app.include_router(router)
+    routing.route(app, *ROUTERS)
     app.add_exception_handler(RelayError, problems.relay_error)
     app.add_exception_handler(ClientDisconnect, problems.departed)
-    app.add_exception_handler(HTTPException, partial(problems.http_error, ROUTERS))
+    app.add_exception_handler(HTTPException, problems.http_error)
     _fence(app, chosen)
     document.describe(app)
     return app
@@ -91,7 +89,7 @@ class Application(FastAPI):
     def build_middleware_stack(self) -> ASGIApp:
         """Without the framework's answers to faults, to bodies and for telemetry: Edge and telemetry/ are there."""
         handlers: dict[Any, ExceptionHandler] = dict(self.exception_handlers)
-        app: ASGIApp = ExceptionMiddleware(AsyncExitStackMiddleware(self.router), handlers)
+        app: ASGIApp = ExceptionMiddleware(self.router, handlers)
         for layer, arguments, named in reversed(self.user_middleware):
             app = layer(app, *arguments, **named)
         return app

@@ -6,18 +6,17 @@ he says otherwise, and never part of the public port.
 
 import re
 from collections.abc import Callable
-from functools import partial
 from ipaddress import ip_address
 from typing import Final, Protocol, cast
 
 import msgspec
-from fastapi import APIRouter, FastAPI
+from fastapi import FastAPI
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from app.api import problems
+from app.api import problems, routing
 from app.api.callers import guard, is_served
 from app.api.middleware import Edge
 from app.errors import RelayError, invalid_request
@@ -29,7 +28,7 @@ NO_STORE: Final = {"cache-control": "no-store"}
 
 _ADDRESS: Final = re.compile(r"(\[(?P<six>[0-9A-Fa-f:.]+)\]|(?P<four>[0-9.]+))(:[0-9]{1,5})?", re.ASCII)
 
-router = APIRouter()
+router = routing.router()
 
 
 class Metrics(Protocol):
@@ -52,8 +51,8 @@ def admin_app(settings: Settings, desk: Callable[[], Desk | None]) -> FastAPI:
     names = tuple(name for name in settings.allowed_hosts if name != "*")
     app = FastAPI(title="sse-relay admin", openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
     app.state.desk = desk
-    app.include_router(router)
-    app.add_exception_handler(HTTPException, partial(problems.http_error, (router,)))
+    routing.route(app, router)
+    app.add_exception_handler(HTTPException, problems.http_error)
     app.add_middleware(_Edge, allowed_hosts=names)
     return app
 
@@ -66,7 +65,7 @@ async def metrics(request: Request) -> Response:
 
 
 @router.get("/healthz", summary="Whether the process answers")
-async def healthz() -> Response:
+async def healthz(_request: Request) -> Response:
     return JSONResponse({"status": "ok"}, headers=NO_STORE)
 
 

@@ -1,15 +1,14 @@
 """The AG-UI dialect's endpoint, for `HttpAgent` and whatever speaks as it does."""
 
-from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from app.api import callers, intake, opening
+from app.api import callers, intake, opening, routing
 from app.api.opening import parts
 from app.request import ag_ui as requests
 from app.wire.ag_ui import Events, Run
 
-router = APIRouter()
+router = routing.router()
 
 
 @router.post("/ag-ui", summary="Run an agent as AG-UI has it: a generation and its events")

@@ -3,18 +3,17 @@
 from typing import Final
 
 import msgspec
-from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from app.api import callers, intake, opening
+from app.api import callers, intake, opening, routing
 from app.api.opening import NO_STORE, Opened, parts
 from app.request import ai_sdk as requests
 from app.wire.ai_sdk import Message
 
 HEADERS: Final = {"x-vercel-ai-ui-message-stream": "v1"}
 
-router = APIRouter(prefix="/api/chat")
+router = routing.router("/api/chat")
 
 
 @router.post("", summary="A chat's next answer, as the AI SDK's UI message stream")

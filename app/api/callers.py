@@ -35,9 +35,10 @@ class Visitor(msgspec.Struct, frozen=True):
 async def visitor(request: Request) -> Visitor:
     """Who asks: by a credential, a session, or as a stranger. Raises `unauthorized`, `overloaded`."""
     session = request.cookies.get(SESSION_COOKIE)
-    admitted = await doorkeeper(request).admit(authorization(request), session, address(request))
+    where = address(request)
+    admitted = await doorkeeper(request).admit(authorization(request), session, where)
     if admitted is None:
-        return _stranger(request)
+        return _stranger(request, where)
     return Visitor(admitted.caller, None, admitted.caller, admitted.grant)
 
 
@@ -49,7 +50,7 @@ def cookie_of_stranger(request: Request) -> str | None:
     """The cookie to give to one who came without a credential and without a subject, where such are admitted."""
     door = doorkeeper(request)
     identified = door.knows_callers and (authorization(request) or SESSION_COOKIE in request.cookies)
-    return None if identified or not door.admits_strangers else _stranger(request).set_cookie
+    return None if identified or not door.admits_strangers else _stranger(request, address(request)).set_cookie
 
 
 def doorkeeper(request: Request) -> Doorkeeper:
@@ -66,7 +67,7 @@ def address(request: Request) -> str | None:
 
 
 def session_cookie(request: Request, value: str, seconds: int, same_site: str) -> str:
-    secure = "; Secure" if request.url.scheme == "https" else ""
+    secure = "; Secure" if request.scope["scheme"] == "https" else ""
     return f"{SESSION_COOKIE}={value}; Path=/; Max-Age={seconds}; HttpOnly; SameSite={same_site}{secure}"
 
 
@@ -83,7 +84,7 @@ def same_site(request: Request, settings: Settings) -> str:
         raise RelayError("forbidden", message, param="Origin", phase="admission")
     if request.headers.get("sec-fetch-site") != "cross-site":
         return "Strict"
-    if request.url.scheme != "https":
+    if request.scope["scheme"] != "https":
         message = "a page of another site gets its cookie over https alone; send the token itself"
         raise RelayError("forbidden", message, param="Origin", phase="admission")
     return "None; Partitioned"
@@ -130,15 +131,15 @@ def guard(request: Request, cors_origins: tuple[str, ...], *, proof: bool) -> No
         raise RelayError("forbidden", message, param="Origin", phase="admission")
 
 
-def _stranger(request: Request) -> Visitor:
+def _stranger(request: Request, where: str | None) -> Visitor:
     """Its subject is a cookie of 128 random bits that no script can read."""
-    grant = doorkeeper(request).stranger(address(request))
+    grant = doorkeeper(request).stranger(where)
     subject = request.cookies.get(COOKIE, "")
     if _SUBJECT.fullmatch(subject):
         caller = Caller("", subject)
         return Visitor(caller, None, caller, grant)
     subject = secrets.token_hex(16)
-    secure = "; Secure" if request.url.scheme == "https" else ""
+    secure = "; Secure" if request.scope["scheme"] == "https" else ""
     cookie = f"{COOKIE}={subject}; Path=/; HttpOnly; SameSite=Strict{secure}"
     return Visitor(Caller("", None), cookie, Caller("", subject), grant)
 

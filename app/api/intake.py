@@ -87,7 +87,7 @@ def idempotency_key(request: Request) -> str | None:
 def on_disconnect(request: Request) -> OnDisconnect | None:
     """The policy from the query or from the header `X-On-Disconnect`; a body's own goes before both."""
     for where, value in (
-        ("on_disconnect", request.query_params.get("on_disconnect")),
+        ("on_disconnect", request.query_params.get("on_disconnect") if request.scope["query_string"] else None),
         ("X-On-Disconnect", request.headers.get("x-on-disconnect")),
     ):
         match value:

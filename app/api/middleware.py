@@ -1,7 +1,7 @@
 """The ASGI edge: every request gets its id, every host is one of ours, and no exception of ours goes unanswered."""
 
+import random
 import re
-import secrets
 from typing import Final
 
 import structlog
@@ -87,4 +87,4 @@ class Edge:
 
 def _request_id(headers: Headers) -> str:
     asked = headers.get("x-request-id", "")
-    return asked if _SANE.fullmatch(asked) else f"r_{secrets.token_hex(12)}"
+    return asked if _SANE.fullmatch(asked) else f"r_{random.getrandbits(96):024x}"  # nobody's secret

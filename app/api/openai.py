@@ -2,12 +2,11 @@
 
 import json
 
-from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
 from app.admission.callers import Grant
-from app.api import callers, intake, opening
+from app.api import callers, intake, opening, routing
 from app.api.collected import CollectedResponse
 from app.api.opening import NO_STORE, parts
 from app.api.response import StreamResponse
@@ -15,7 +14,7 @@ from app.catalogue import Model, named, no_model
 from app.request import openai as requests
 from app.wire.openai import Chunks
 
-router = APIRouter(prefix="/v1")
+router = routing.router("/v1")
 
 
 @router.post("/chat/completions", summary="A chat completion as OpenAI has it, streamed or not")

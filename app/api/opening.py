@@ -24,7 +24,7 @@ from app.settings.tables import OnDisconnect
 from app.stream import Stream
 from app.streams import Streams
 from app.trace_context import received
-from app.wire.dialect import CONTENT_TYPE, Encoder
+from app.wire.dialect import Encoder
 
 NO_STORE: Final = {"cache-control": "no-store"}
 
@@ -97,11 +97,7 @@ def stream(
 ) -> StreamResponse:
     app = parts(request)
     cookie = {"set-cookie": opened.cookie} if opened.cookie else {}
-    own = {
-        "content-type": CONTENT_TYPE,
-        "cache-control": "no-store, no-transform",
-        "x-stream-id": opened.stream.id,
-    }
+    own = {"x-stream-id": opened.stream.id}
     return kind(
         opened.stream,
         opened.reader,

@@ -5,11 +5,10 @@ from pathlib import Path
 from typing import Final
 
 import msgspec
-from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from app.api import callers
+from app.api import callers, routing
 from app.errors import RelayError
 
 FOLDER: Final = Path(__file__).parents[1] / "static"
@@ -47,7 +46,7 @@ POLICY: Final = "; ".join(
     )
 )
 
-router = APIRouter(include_in_schema=False)
+router = routing.router(shown=False)
 
 
 class File(msgspec.Struct, frozen=True):

@@ -2,11 +2,9 @@
 
 import json
 import math
-from collections.abc import Iterable
 from typing import cast
 
 import msgspec
-from fastapi import APIRouter
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
@@ -76,7 +74,7 @@ async def departed(_request: Request, _error: Exception) -> Response:
     return Response(status_code=499)
 
 
-async def http_error(routers: Iterable[APIRouter], request: Request, error: Exception) -> Response:
+async def http_error(request: Request, error: Exception) -> Response:
     """The framework's own refusals (no such path, wrong method) in the contract's shape."""
     refused = cast(HTTPException, error)
     headers = dict(refused.headers or {})
@@ -85,8 +83,7 @@ async def http_error(routers: Iterable[APIRouter], request: Request, error: Exce
             known = "; of /v1 there are /chat/completions and /models" if request.url.path.startswith("/v1/") else ""
             problem = RelayError("not_found", f"no such path{known}", phase="admission").problem
         case 405:
-            routes = [*request.app.routes, *(route for router in routers for route in router.routes)]
-            headers["allow"] = ", ".join(_methods(routes, request.scope))
+            headers["allow"] = ", ".join(_methods(request.app.routes, request.scope))
             problem = invalid_request(f"the methods of this path are {headers['allow']}", status=405).problem
         case status:
             problem = invalid_request(str(refused.detail), status=status).problem

@@ -32,7 +32,7 @@ from app.log.reader import Reader
 from app.stream import Stream
 from app.streams import too_many_readers
 from app.turns import Turns
-from app.wire.dialect import Encoder
+from app.wire.dialect import HEADERS, Encoder
 
 PASSED_ON: Final = ("x-stream-id", "set-cookie")
 """Headers of the stream that a refusal in its place has as well."""
@@ -53,8 +53,8 @@ class StreamResponse(EventSourceResponse):
         known: bool,
         headers: Mapping[str, str],
     ) -> None:
-        super().__init__(_Nothing(), headers=headers, ping=0, sep="\n")
-        del self.headers["connection"]
+        super().__init__(_Nothing(), ping=0, sep="\n")
+        self.raw_headers += [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
         self._loop = asyncio.get_running_loop()
         self._stream = stream
         self._reader = reader
@@ -68,6 +68,10 @@ class StreamResponse(EventSourceResponse):
         self._unsent = b""
         self._written_at = self._began = self._loop.time()
         self._timer: asyncio.TimerHandle | None = None
+
+    def init_headers(self, headers: Mapping[str, str] | None = None) -> None:
+        """Those of every stream, encoded once. The library's name `connection`, which is the server's to say."""
+        self.raw_headers = list(HEADERS)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """At once, or where there is a place for what lasts, there; nothing is waited for in between."""

@@ -3,11 +3,10 @@
 from typing import Final
 
 import msgspec
-from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from app.api import callers, intake, opening, problems
+from app.api import callers, intake, opening, problems, routing
 from app.api.opening import NO_STORE, Opened, parts
 from app.api.result import result
 from app.errors import invalid_request
@@ -17,7 +16,7 @@ from app.wire import native
 
 QUERY_FIELDS: Final = ("message", "profile", "model", "system", "temperature", "max_tokens")
 
-router = APIRouter()
+router = routing.router()
 
 
 @router.post("/chat/stream", summary="Start a generation and stream it, or attach to one")
@@ -27,7 +26,7 @@ async def post_stream(request: Request) -> Response:
     intake.require_json(request)
     if cursor := intake.last_event_id(request):
         found = await app.fleet.find(cursor.stream_id, visitor.caller)
-        return _response(request, await opening.attach(request, found, cursor.seq))
+        return _response(request, await opening.attach(request, found, cursor.seq), ids=_ids(request))
     body = await intake.read_body(request, app.settings)
     return await _begin(request, visitor, requests.parse(body), body, hold_s=app.settings.hold_status_seconds)
 
@@ -65,7 +64,7 @@ async def cancel(request: Request, stream_id: str) -> Response:
 
 
 @router.get("/healthz", summary="Whether the process answers")
-async def healthz() -> Response:
+async def healthz(_request: Request) -> Response:
     return JSONResponse({"status": "ok"})
 
 
@@ -85,9 +84,10 @@ async def _begin(
     request: Request, visitor: callers.Visitor, asked: ChatRequest, body: bytes, *, hold_s: float
 ) -> Response:
     draft = requests.draft(asked, body_bytes=len(body))
-    waits = _ids(request) or request.method == "GET"
+    ids = _ids(request)
+    waits = ids or request.method == "GET"
     opened = await opening.begin(request, visitor, draft, body, chosen=asked.on_disconnect, waits=waits)
-    return _response(request, opened, hold_s=hold_s)
+    return _response(request, opened, ids=ids, hold_s=hold_s)
 
 
 async def _replay(request: Request, stream_id: str, after: int) -> Response:
@@ -95,13 +95,13 @@ async def _replay(request: Request, stream_id: str, after: int) -> Response:
     found = await fleet.find(stream_id, await callers.caller(request))
     if fleet.over(found, after):
         return Response(status_code=204, headers=NO_STORE)
-    return _response(request, await opening.attach(request, found, after))
+    return _response(request, await opening.attach(request, found, after), ids=_ids(request))
 
 
-def _response(request: Request, opened: Opened, *, hold_s: float = 0) -> Response:
+def _response(request: Request, opened: Opened, *, ids: bool, hold_s: float = 0) -> Response:
     settings = parts(request).settings
     # An EventSource without an id would ask anew when it reconnects, and pay again: with one it is told that it cannot.
-    ids = _ids(request) and (opened.stream.log.resumable or request.method == "GET")
+    ids = ids and (opened.stream.log.resumable or request.method == "GET")
     shape = native.Shape(opened.stream.id, ids=ids, padding_bytes=settings.first_frame_padding_bytes)
     return opening.stream(request, opened, shape, hold_s=hold_s, headers={"vary": "Accept"})
 

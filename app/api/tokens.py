@@ -6,17 +6,16 @@ An `EventSource` has no headers: with the cookie it needs none.
 from datetime import UTC, datetime
 
 import msgspec
-from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from app.admission.credentials import Refused, bearer
 from app.admission.tokens import Limits
-from app.api import callers, intake
+from app.api import callers, intake, routing
 from app.api.opening import NO_STORE, parts
 from app.request import tokens as requests
 
-router = APIRouter()
+router = routing.router()
 
 
 @router.post("/tokens", summary="Make a browser token, with an API key", status_code=201)

@@ -7,6 +7,12 @@ from app.errors import Problem, RelayError
 from app.events import Done, Event, Failed
 
 CONTENT_TYPE: Final = "text/event-stream; charset=utf-8"
+HEADERS: Final = (
+    (b"content-type", CONTENT_TYPE.encode()),
+    (b"cache-control", b"no-store, no-transform"),
+    (b"x-accel-buffering", b"no"),
+)
+"""Of every stream. nginx reads the last, and buffers nothing of it."""
 
 MAX_WRITE_BYTES: Final = 64 * 1024
 """About the most that one write holds: at least one entry."""

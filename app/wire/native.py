@@ -19,6 +19,8 @@ RETRY_MS: Final = 2000
 END: Final = b"data: [DONE]\n\n"
 LIVE_ONLY: Final = 'data: {"type":"live_only","content":""}\n\n'
 
+_compact: Final = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
+
 
 class Shape:
     """How one reader wants its stream: plain or with ids. Pure; the same entries always give the same bytes."""
@@ -115,7 +117,3 @@ def _done(done: Done) -> str:
     first = None if done.first_token_s is None else round(done.first_token_s, 3)
     timings = {"first_token_s": first, "total_s": round(done.total_s, 3)}
     return _compact({"finish_reason": done.finish_reason, "usage": usage_json(done.usage), "timings": timings})[1:-1]
-
-
-def _compact(value: object) -> str:
-    return json.dumps(value, separators=(",", ":"), allow_nan=False)
