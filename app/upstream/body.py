@@ -49,6 +49,11 @@ class Body(httpx2.AsyncByteStream):
             pouring.end()
             self._held = pouring.held
 
+    @property
+    def is_over(self) -> bool:
+        """Whether it was read to its end."""
+        return not self._held and self._content.at_eof()
+
     async def read(self) -> bytes:
         """The next piece, empty at the end.
 

@@ -35,11 +35,13 @@ class Answer:
         self.status: int = response.status_code
         self.content_type: str | None = body.headers.get("content-type")
         self.content_encoding: str | None = body.headers.get("content-encoding")
-        self.pour, self.read = body.pour, body.read
-        self.close = body.close
+        self.pour, self.read, self.close = body.pour, body.read, body.close
+        self._body = body
 
     async def finish(self) -> None:
         """Reads on to the end, if that is near: only then can the connection be used again."""
+        if self._body.is_over:
+            return
         with contextlib.suppress(TimeoutError, RelayError):
             async with asyncio.timeout(FINISH_SECONDS):
                 while await self.read():
@@ -53,7 +55,9 @@ class Upstream:
         self._service: Final = service
         self._client: Final = client_of(service)
         self._headers: Final = headers_of(service, self._client)
-        self._asking: Final = FinalRequestOptions.construct(method="post", url="/chat/completions")
+        self._asking: Final = FinalRequestOptions.construct(
+            method="post", url="/chat/completions", idempotency_key="none"
+        )
         self._asks_usage = service.asks_usage
 
     def may_serve(self, model: str) -> bool:

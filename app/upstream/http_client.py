@@ -13,11 +13,15 @@ import httpx2
 URLS: Final = 256
 """So many are remembered: an upstream has two, one to ask at and one of its list."""
 
+HEADS: Final = 64
+"""So many lists of headers are remembered: without traces an upstream has one."""
+
 _url: Final = lru_cache(URLS)(httpx2.URL)
+_head: Final = lru_cache(HEADS)(httpx2.Headers)
 
 
-def _is_plain(content: object, url: object, timeout: object, others: Mapping[str, object]) -> bool:
-    plain = isinstance(url, str) and isinstance(timeout, httpx2.Timeout)
+def _is_plain(content: object, url: object, headers: object, timeout: object, others: Mapping[str, object]) -> bool:
+    plain = isinstance(url, str) and isinstance(headers, list) and isinstance(timeout, httpx2.Timeout)
     return plain and isinstance(content, bytes | None) and not any(others.values())
 
 
@@ -34,11 +38,13 @@ class HttpClient(httpx2.AsyncClient):
         timeout: Any = None,
         **others: Any,
     ) -> httpx2.Request:
-        if not _is_plain(content, url, timeout, others):
+        if not _is_plain(content, url, headers, timeout, others):
             return super().build_request(method, url, content=content, headers=headers, timeout=timeout, **others)
         # Given as a stream, a body brings no headers of its own: aiohttp has Host and Content-Length, too.
         stream, extensions = httpx2.ByteStream(content or b""), {"timeout": timeout.as_dict()}
-        request = httpx2.Request(method, _url(url), stream=stream, headers=headers, extensions=extensions)
+        head = _head(tuple(headers))  # which the request copies
+        request = httpx2.Request(method, _url(url), stream=stream, headers=head, extensions=extensions)
+        request.headers.encoding = "latin-1"  # as they leave; it would be found out by decoding them all
         request.read()
         return request
 
