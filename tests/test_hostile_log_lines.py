@@ -12,11 +12,12 @@ from typing import Any, Final
 from urllib.parse import quote
 
 import pytest
+import structlog
 
-from app.telemetry.logs import Formatter, Seldom, printable
+from app.telemetry.logs import Formatter, Seldom, configure, printable
 from tests.credentials import AUDIENCE, ISSUER, KEYS, RSA, bearer, handmade, hashes, key_set, token
 from tests.hostile import HOST, Operated, exchanged, operated, told
-from tests.relay import chat, connect, fetch
+from tests.relay import chat, connect, fetch, settings_for
 from tests.upstream import Upstream, chunk, finish, head
 
 CONTROLS: Final = [
@@ -195,3 +196,18 @@ def test_what_cannot_be_printed_is_written_by_its_name(evil: str) -> None:
     assert printable(evil).endswith("EVIL")
     assert printable("\ud800") == "\\ud800"
     assert printable("模型 é") == "模型 é"
+
+
+@pytest.mark.parametrize("value", ["plain", *EVILS, "\ud800", "模型 é", 2**70, [{"nested": "\u202e"}]], ids=ascii)
+def test_a_line_of_json_is_ascii_and_says_what_it_was_given(value: object, capsys: pytest.CaptureFixture[str]) -> None:
+    configure(settings_for("http://127.0.0.1:9/v1", log_format="json"))
+    structlog.get_logger().warning("words", value=value)
+    line = capsys.readouterr().err
+    assert line.isascii()
+    assert (line.count("\n"), json.loads(line)["value"]) == (1, value)
+
+
+def test_a_line_of_json_may_hold_what_json_has_no_word_for(capsys: pytest.CaptureFixture[str]) -> None:
+    configure(settings_for("http://127.0.0.1:9/v1", log_format="json"))
+    structlog.get_logger().warning("words", value=range(3))
+    assert json.loads(capsys.readouterr().err)["value"] == "range(0, 3)"

@@ -4,6 +4,7 @@ One event is one line, whatever clients and upstreams call themselves and their 
 or turn it round is written as an escape.
 """
 
+import contextlib
 import json
 import logging
 import re
@@ -14,6 +15,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Final
 
+import msgspec
 import structlog
 
 from app.settings import Settings
@@ -23,6 +25,7 @@ BETWEEN_LINES_SECONDS: Final = 1.0
 
 MAX_KINDS: Final = 100
 
+_encoder: Final = msgspec.json.Encoder(enc_hook=repr)
 _PLAIN: Final = re.compile(r"[\w .']+")
 
 
@@ -87,7 +90,7 @@ def configure(settings: Settings) -> None:
     renderer: list[structlog.typing.Processor] = (
         [_all_printable, structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)]
         if human
-        else [structlog.processors.JSONRenderer()]
+        else [structlog.processors.JSONRenderer(serializer=_json)]
     )
     structlog.configure(
         processors=[
@@ -107,6 +110,13 @@ def configure(settings: Settings) -> None:
     # These log what passes through them at DEBUG, prompts and answers, and a line for each request at INFO.
     for name in ("sse_starlette", "openai", "httpx2", "httpcore2", "aiohttp"):
         logging.getLogger(name).setLevel(max(level, logging.WARNING))
+
+
+def _json(event: object, **_: object) -> str:
+    """In ASCII: what is none of it could turn a line round, or end it for whoever reads it."""
+    with contextlib.suppress(UnicodeError):
+        return _encoder.encode(event).decode("ascii")
+    return json.dumps(event, default=repr)  # it writes what is not ASCII, and half a surrogate pair, as escapes
 
 
 def _all_printable(_logger: object, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:

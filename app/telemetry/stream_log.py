@@ -4,7 +4,6 @@ Never what was said: no prompt, no answer, no subject, no key. docs/operate.md s
 holds it to what is logged.
 """
 
-import logging
 import re
 from typing import Final
 
@@ -24,8 +23,8 @@ logger = structlog.get_logger("app.stream")
 def tell(summary: Summary, took_s: float) -> None:
     """Times in seconds. What there was none of is null."""
     loud = summary.code == "upstream_error" and summary.upstream_status in OPERATORS_STATUSES
-    logger.log(
-        logging.ERROR if loud else logging.INFO,
+    say = logger.error if loud else logger.info
+    say(
         "stream",
         stream=summary.stream,
         request_id=summary.request_id,
