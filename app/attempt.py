@@ -109,7 +109,8 @@ class Attempt:
         chat = self._chat
         match error.problem.code:
             case "upstream_protocol":
-                return self.decoder is not None and self.decoder.too_long and chat.grant.max_answer_bytes is not None
+                too_long = self.decoder is not None and self.decoder.answer.too_long
+                return too_long and chat.grant.max_answer_bytes is not None
             case "upstream_truncated":
                 return chat.passing is not None and chat.passing.choices > 1
             case _:
@@ -141,18 +142,18 @@ class Attempt:
 
     async def _relay(self, answer: Answer, decoder: Decoder) -> None:
         try:
-            while decoder.end is None:
+            while decoder.answer.end is None:
                 await self._turn(answer, decoder)
         except RelayError:
-            if not decoder.finished:
+            if not decoder.answer.finished:
                 raise
             self._deliver(decoder.receive_eof(), decoder)
-        match decoder.end:
+        match decoder.answer.end:
             case Complete():
-                self._complete(decoder.end)
+                self._complete(decoder.answer.end)
                 await answer.finish()
             case RelayError():
-                raise decoder.end
+                raise decoder.answer.end
 
     async def _turn(self, answer: Answer, decoder: Decoder) -> None:
         """What is light is worked on where it arrives (`_at_once`); here is what has to wait for something."""
@@ -180,7 +181,7 @@ class Attempt:
 
     def _flows(self, decoder: Decoder) -> bool:
         """Whether upstream is to be read on at once."""
-        return decoder.end is None and not decoder.backlog and not self._log.crowded
+        return decoder.answer.end is None and not decoder.backlog and not self._log.crowded
 
     async def _wait_for_room(self) -> None:
         """The slowest reader is too far behind: upstream is not read, and its silence meanwhile is no fault of its."""

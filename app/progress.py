@@ -38,9 +38,9 @@ class Progress:
         """What a turn has brought; whether it carried something."""
         if self._told is not None:
             self._tell(entries, self._told)
-        if decoder.carried <= self.pieces:
+        if (carried := decoder.answer.carried) <= self.pieces:
             return False
-        self.pieces, self.text_bytes = decoder.carried, decoder.text_bytes
+        self.pieces, self.text_bytes = carried, decoder.answer.text_bytes
         return True
 
     def _tell(self, entries: Sequence[Entry], told: list[str]) -> None:

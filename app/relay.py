@@ -100,7 +100,7 @@ class Generation:
 
     def usage(self) -> Usage:
         """The usage known by now: upstream's, else an estimate."""
-        reported = None if self._decoder is None else self._decoder.usage
+        reported = None if self._decoder is None else self._decoder.answer.usage
         return reported or self._progress.usage()
 
     # Readers: who reads, and what it means when nobody does.
@@ -148,10 +148,10 @@ class Generation:
 
     def _expired(self, limit: Limit) -> None:
         decoder = self._decoder
-        if decoder is not None and decoder.finished:
+        if decoder is not None and decoder.answer.finished:
             self.log.append(decoder.receive_eof())
-            if isinstance(decoder.end, Complete):
-                return self._complete(decoder.end)
+            if isinstance(decoder.answer.end, Complete):
+                return self._complete(decoder.answer.end)
         error = self.clocks.overdue(limit, self.waiting)
         self._attempts.timed_out(error.problem, limit)
         return self.fail(error)
@@ -231,9 +231,9 @@ class Generation:
             self.log.append(entries)
         if self._progress.made(entries, decoder):
             self.clocks.carried()
-        if not self.log.carrying and decoder.carrying:
+        if not self.log.carrying and decoder.answer.carrying:
             self._progress.first_carried_s = self.clocks.elapsed_s
             self.log.mark_carrying()
             self._attempts.carried()
-        if decoder.finished:
+        if decoder.answer.finished:
             self.clocks.finishing(self._usage_wait_s)

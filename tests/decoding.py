@@ -79,7 +79,7 @@ def decode(
         limits, content_type=content_type, content_encoding=content_encoding, status=status, passing=passing
     )
     entries = [*feed(decoder, reads), *decoder.receive_eof()]
-    end = decoder.end
+    end = decoder.answer.end
     assert end is not None
     pieces = [piece for piece in map(piece_of, entries) if piece is not None]
     chunks = tuple(entry.chunk for entry in entries if isinstance(entry, Passed) and entry.chunk)

@@ -47,7 +47,7 @@ USAGE = {"prompt_tokens": 3, "completion_tokens": 9, "total_tokens": 12}
 def test_what_carries_nothing_is_passed_over(payload: object) -> None:
     decoder = Decoder(LIMITS, content_type=EVENT_STREAM, content_encoding=None)
     assert feed(decoder, [event(payload)]) == []
-    assert (decoder.carrying, decoder.finished, decoder.end) == (False, False, None)
+    assert (decoder.answer.carrying, decoder.answer.finished, decoder.answer.end) == (False, False, None)
     assert decode(stream(payload, chunk(content="a"))).pieces == [Delta("a")]
 
 
@@ -66,14 +66,14 @@ def test_what_carries_nothing_is_passed_over(payload: object) -> None:
 def test_what_carries_something_says_so(delta: dict[str, Any]) -> None:
     decoder = Decoder(LIMITS, content_type=EVENT_STREAM, content_encoding=None)
     feed(decoder, [event(chunk(**delta))])
-    assert decoder.carrying
-    assert not decoder.finished
+    assert decoder.answer.carrying
+    assert not decoder.answer.finished
 
 
 def test_a_finish_reason_carries_and_finishes() -> None:
     decoder = Decoder(LIMITS, content_type=EVENT_STREAM, content_encoding=None)
     feed(decoder, [event(chunk("stop"))])
-    assert (decoder.carrying, decoder.finished, decoder.end) == (True, True, None)
+    assert (decoder.answer.carrying, decoder.answer.finished, decoder.answer.end) == (True, True, None)
 
 
 @pytest.mark.parametrize("name", [b"ping", b"keepalive", b"keep-alive", b"heartbeat", b"Ping"])
@@ -194,7 +194,7 @@ def test_usage_is_found_where_groq_and_moonshot_put_it() -> None:
 def test_usage_is_known_before_the_end() -> None:
     decoder = Decoder(LIMITS, content_type=EVENT_STREAM, content_encoding=None)
     feed(decoder, [event({**chunk(content="a"), "usage": USAGE})])
-    assert decoder.usage == Usage(**USAGE, source="reported")
+    assert decoder.answer.usage == Usage(**USAGE, source="reported")
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,7 @@ def test_one_call_takes_64_frames_and_leaves_the_rest() -> None:
     while decoder.backlog:
         taken.append(len(decoder.receive_data(b"")))
     assert taken == [MAX_FRAMES_PER_CALL, MAX_FRAMES_PER_CALL, 150 - 2 * MAX_FRAMES_PER_CALL]
-    assert decoder.end == Complete("stop", None)
+    assert decoder.answer.end == Complete("stop", None)
 
 
 def test_a_backlog_is_taken_at_the_end_too() -> None:
@@ -46,9 +46,9 @@ def test_a_backlog_is_taken_at_the_end_too() -> None:
 def test_a_decoder_is_deaf_after_its_end() -> None:
     decoder = Decoder(LIMITS, content_type=EVENT_STREAM, content_encoding=None)
     decoder.receive_data(event(b"x") + event(chunk(content="a")))
-    end = decoder.end
+    end = decoder.answer.end
     assert decoder.receive_data(stream(chunk(content="b"))) == decoder.receive_eof() == []
-    assert (decoder.end, decoder.backlog) == (end, False)
+    assert (decoder.answer.end, decoder.backlog) == (end, False)
 
 
 @pytest.mark.parametrize(
@@ -116,7 +116,7 @@ def test_nothing_waits_in_an_inflater_that_says_so() -> None:
 @pytest.mark.parametrize("content_encoding", ["br", "zstd", "compress", "gzip, gzip", "gzip, br"])
 def test_an_encoding_that_was_not_asked_for_is_a_protocol_error(content_encoding: str) -> None:
     decoder = Decoder(LIMITS, content_type=EVENT_STREAM, content_encoding=content_encoding)
-    assert decoder.end is not None  # before a byte is read
+    assert decoder.answer.end is not None  # before a byte is read
     assert decode(content_encoding=content_encoding).problem.code == "upstream_protocol"
 
 
@@ -163,7 +163,7 @@ def test_a_bomb_meets_the_limits_before_memory(filling: bytes) -> None:
         assert tracemalloc.get_traced_memory()[1] < len(bomb) * 3 + 6 * MiB
     finally:
         tracemalloc.stop()
-    assert decoder.backlog or decoder.end is not None
+    assert decoder.backlog or decoder.answer.end is not None
 
 
 def body_of(document: object, **headers: Any) -> Decoded:
@@ -247,7 +247,7 @@ def test_a_body_is_bounded() -> None:
     decoder = Decoder(SMALL, content_type="application/json", content_encoding=None)
     for _ in range(3):
         decoder.receive_data(b" " * 500)
-    assert decoder.end is not None
+    assert decoder.answer.end is not None
     assert decode(b" " * 1001, content_type="text/html", limits=SMALL).problem.code == "upstream_protocol"
 
 

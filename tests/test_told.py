@@ -144,7 +144,7 @@ async def test_nothing_that_was_said_and_no_cookie_is_told(
         page = (await all_of.metrics()).text
         bodies = b"".join(each.body for each in all_of.receiver.received).decode()
     log = capsys.readouterr().err
-    assert log.count('"event": "stream"') == 2
+    assert log.count('"event":"stream"') == 2
     assert not [word for word in said if word in page]
     assert not [word for word in said if word in log]
     assert not [word for word in said if word in bodies.replace('"finish_reason":"canary-answer and more"', "")]

@@ -28,7 +28,7 @@ from app.api.manners import Manners
 from app.api.unwinding import LASTING
 from app.errors import Problem
 from app.events import Done, Event, Failed
-from app.log.reader import Reader
+from app.log.reader import TAKE_ENTRIES, Reader
 from app.stream import Stream
 from app.streams import too_many_readers
 from app.turns import Turns
@@ -196,8 +196,8 @@ class StreamResponse(EventSourceResponse):
             self._unsent = body
             return False
         if body:
-            self._wrote()
-        return not reader.behind
+            self._written_at = self._loop.time()
+        return count == len(events) < TAKE_ENTRIES
 
     async def _break_off(self, send: Send) -> None:
         """Ends the response before the stream: in good order where clients know that as a loss, else as one."""

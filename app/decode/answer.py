@@ -74,7 +74,12 @@ class Others:
 
 
 class Answer:
-    """The state of one upstream answer; `pieces` are for the caller to take."""
+    """The state of one upstream answer.
+
+    `carrying`: content, reasoning, refusal, a tool call or a finish_reason was seen; `carried`: in how many pieces and
+    chunks; `text_bytes`: UTF-8 of all text, reasoning, refusal and arguments; `usage`: what upstream reported last;
+    `end`: how the answer ended, set once.
+    """
 
     def __init__(self, limits: Limits, choices: int = 1) -> None:
         self._limits = limits
@@ -92,6 +97,7 @@ class Answer:
 
     @property
     def finished(self) -> bool:
+        """A finish_reason was seen: the answer is whole, whatever happens now."""
         return bool(self._finish_reason) and not self._others.missing
 
     @property
@@ -156,8 +162,7 @@ class Answer:
     def spend(self, size: int) -> None:
         """Raises `RelayError` beyond the limit of a whole answer."""
         self._spent_bytes += size
-        if self.too_long:
-            limit = self._limits.max_answer_bytes
+        if self._spent_bytes > (limit := self._limits.max_answer_bytes):
             raise RelayError("upstream_protocol", f"upstream sent an answer of more than {limit} bytes")
 
     def _close(self, end: Complete | RelayError) -> None:

@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Sequence
 from typing import Final
 
-from app.decode.answer import Answer, Complete, Limits
+from app.decode.answer import Answer, Limits
 from app.decode.chunk import read_chunk, read_completion
 from app.decode.chunks import Passage
 from app.decode.failure import loosely
@@ -17,7 +17,7 @@ from app.decode.fields import Chunk
 from app.decode.inflate import ContentDecoder, Identity, content_decoder
 from app.decode.sse import BOM, Frame, Frames
 from app.errors import RelayError
-from app.events import Entry, Passed, Passing, Usage
+from app.events import Entry, Passed, Passing
 
 MAX_FRAMES_PER_CALL: Final = 64
 """What one turn of the loop may handle of a stream, so that a flood upstream starves nobody."""
@@ -27,7 +27,8 @@ NO_CONTENT_STATUSES = frozenset({204, 205})
 
 
 class Decoder:
-    """Decodes one upstream answer (one attempt). Nothing is raised: a failure is the `end`, and pieces before it stay.
+    """Decodes one upstream answer (one attempt). Nothing is raised: a failure is an `answer.end`, and pieces before it
+    stay. Bytes after the end are ignored.
 
     With `passing`, each piece comes with upstream's own chunk, and chunks without a piece come as well.
     `content_type` and `content_encoding` are the headers' values, None where missing. A missing content type is taken
@@ -44,7 +45,7 @@ class Decoder:
         passing: Passing | None = None,
     ) -> None:
         self._max_event_bytes = limits.max_event_bytes
-        self._answer = Answer(limits, choices=passing.choices if passing else 1)
+        self.answer: Final = Answer(limits, choices=passing.choices if passing else 1)
         self._chunks = Passage(usage=passing.usage, model=passing.model) if passing else None
         self._passed: list[Passed] = []
         self._encoded: ContentDecoder = Identity()
@@ -59,52 +60,15 @@ class Decoder:
             if status in NO_CONTENT_STATUSES:
                 raise RelayError("upstream_protocol", "upstream sent no content", upstream_status=status)
         except RelayError as error:
-            self._answer.fail(error)
-
-    @property
-    def finished(self) -> bool:
-        """A finish_reason was seen: the answer is whole, whatever happens now."""
-        return self._answer.finished
-
-    @property
-    def too_long(self) -> bool:
-        """More came than one whole answer may be."""
-        return self._answer.too_long
-
-    @property
-    def carrying(self) -> bool:
-        """Content, reasoning, refusal, a tool call or a finish_reason was seen."""
-        return self._answer.carrying
-
-    @property
-    def carried(self) -> int:
-        """How many pieces and chunks have carried something."""
-        return self._answer.carried
-
-    @property
-    def text_bytes(self) -> int:
-        """UTF-8 bytes of all text, reasoning, refusal and arguments."""
-        return self._answer.text_bytes
-
-    @property
-    def usage(self) -> Usage | None:
-        """What upstream reported last."""
-        return self._answer.usage
-
-    @property
-    def end(self) -> Complete | RelayError | None:
-        """How the answer ended, set once. Bytes after it are ignored."""
-        return self._answer.end
+            self.answer.fail(error)
 
     def receive_data(self, data: bytes) -> Sequence[Entry]:
         """What is in these bytes, of at most 64 frames; the rest waits (`backlog`)."""
-        if self._answer.end is None:
+        if self.answer.end is None:
             try:
                 self._receive(data)
             except (RelayError, zlib.error) as fault:
                 self._fail(fault)
-            if self.end is not None:
-                self.backlog = False
         return self._take()
 
     def receive_eof(self) -> Sequence[Entry]:
@@ -112,7 +76,7 @@ class Decoder:
         entries: list[Entry] = []
         while self.backlog:
             entries += self.receive_data(b"")
-        if self._answer.end is None:
+        if self.answer.end is None:
             try:
                 self._receive_eof()
             except (RelayError, zlib.error) as fault:
@@ -120,16 +84,17 @@ class Decoder:
         return [*entries, *self._take()]
 
     def _take(self) -> Sequence[Entry]:
-        pieces = self._answer.take()
+        pieces = self.answer.take()
         if self._chunks is None:
             return pieces
         passed, self._passed = self._passed, []
-        return self._chunks.release([*passed, *self._chunks.made_up(pieces)], carrying=self._answer.carrying)
+        return self._chunks.release([*passed, *self._chunks.made_up(pieces)], carrying=self.answer.carrying)
 
     def _fail(self, fault: RelayError | zlib.error) -> None:
         if not isinstance(fault, RelayError):
             fault = RelayError("upstream_protocol", "upstream sent a broken compressed answer")
-        self._answer.fail(fault)
+        self.answer.fail(fault)
+        self.backlog = False
 
     def _receive(self, data: bytes) -> None:
         self._encoded.receive(data)
@@ -139,7 +104,7 @@ class Decoder:
             if not self._frames_wait:
                 self._frames.receive(self._encoded.take())
             self._take_frames(self._frames)
-        self.backlog = self._frames_wait or self._encoded.waiting
+        self.backlog = self.answer.end is None and (self._frames_wait or self._encoded.waiting)
 
     def _receive_eof(self) -> None:
         if self._frames is None:
@@ -147,8 +112,8 @@ class Decoder:
         else:
             self._frames.receive_eof()
             self._take_frames(self._frames)
-        if self._answer.end is None:
-            self._answer.receive_eof(cut=not self._encoded.whole)
+        if self.answer.end is None:
+            self.answer.receive_eof(cut=not self._encoded.whole)
 
     def _take_frames(self, frames: Frames) -> None:
         self._frames_wait = True
@@ -158,7 +123,7 @@ class Decoder:
                 self._frames_wait = False
                 return
             self._receive_frame(frame)
-            if self._answer.end is not None:
+            if self.answer.end is not None:
                 return
 
     def _receive_frame(self, frame: Frame) -> None:
@@ -168,12 +133,12 @@ class Decoder:
             if event in KEEP_ALIVES:
                 return
             if event == b"error":
-                self._answer.receive_error(loosely(payload))
+                self.answer.receive_error(loosely(payload))
                 return
         if not payload.startswith(b"{"):
             payload = payload.strip()
             if payload == b"[DONE]":
-                self._answer.receive_eof()
+                self.answer.receive_eof()
                 return
             if not payload or payload.startswith(b":"):
                 return
@@ -183,21 +148,21 @@ class Decoder:
         try:
             chunk, strict = read_chunk(payload)
         except ValueError:
-            if not self._answer.finished:
+            if not self.answer.finished:
                 raise RelayError("upstream_protocol", "upstream sent an event that is no JSON") from None
             return
         if chunk is None:
             return
         if self._chunks is None:
-            self._answer.receive(chunk)
+            self.answer.receive(chunk)
         else:
             self._pass_on(self._chunks, payload, chunk, strict=strict)
 
     def _pass_on(self, chunks: Passage, payload: bytes, chunk: Chunk, *, strict: bool) -> None:
-        as_is = strict and not self._answer.joining
-        self._answer.receive(chunk)
-        pieces = self._answer.take()
-        self._answer.spend(len(payload))
+        as_is = strict and not self.answer.joining
+        self.answer.receive(chunk)
+        pieces = self.answer.take()
+        self.answer.spend(len(payload))
         self._passed += chunks.receive(payload, chunk, pieces, as_is=as_is)
 
     def _collect(self, data: bytes) -> None:
@@ -213,9 +178,9 @@ class Decoder:
             chunk = None
         if chunk is None or not (chunk.error or _is_whole(chunk)):
             raise RelayError("upstream_protocol", "upstream sent neither an event stream nor a completion")
-        self._answer.receive(chunk)
+        self.answer.receive(chunk)
         if self._chunks is not None:
-            self._passed += self._chunks.receive_completion(body, self._answer.take())
+            self._passed += self._chunks.receive_completion(body, self.answer.take())
 
 
 def _is_whole(completion: Chunk) -> bool:

@@ -13,8 +13,6 @@ The contract:
   (llama.cpp writes its errors so, and to ignore it would turn a failure into a truncation).
 """
 
-from collections.abc import Iterator
-
 import msgspec
 
 from app.errors import RelayError
@@ -38,23 +36,29 @@ class Frames:
         self._opening = b""
         self._after_cr = False
         self._unfinished = bytearray()  # the last line so far; grown in place, since bytes would be copied per read
-        self._lines: Iterator[bytes] = iter(())
+        self._lines = b""  # whole ones, of which those before `_at` are done with
+        self._at = 0
         self._data: list[bytes] = []
         self._event = b""
         self._error: bytes | None = None
         self._block_bytes = 0
 
     def receive(self, data: bytes) -> None:
-        """Takes the next bytes. They are split into lines, and no more, until they are asked for."""
+        """Takes the next bytes. Nothing is done with their lines until they are asked for."""
         if not self._begun:
             data = self._without_bom(data)
         if self._after_cr or b"\r" in data:
             data = self._with_lf(data)
-        self._unfinished += data
-        if b"\n" in data:
-            *lines, rest = bytes(self._unfinished).split(b"\n")
-            self._unfinished = bytearray(rest)
-            self._lines = iter([*self._lines, *lines])
+        ends = data.rfind(b"\n") + 1
+        if not ends:
+            self._unfinished += data
+            return
+        lines = data[:ends]
+        if self._unfinished or self._at < len(self._lines):
+            lines = b"".join((self._lines[self._at :], self._unfinished, lines))
+            self._unfinished.clear()
+        self._unfinished += data[ends:]
+        self._lines, self._at = lines, 0
 
     def receive_eof(self) -> None:
         """Ends the last line and the last block, if upstream did not."""
@@ -65,14 +69,21 @@ class Frames:
 
         Raises `RelayError` (`upstream_protocol`) when a frame outgrows `max_event_bytes`.
         """
-        for line in self._lines:
-            if line.startswith(b"data: "):
-                self._block_bytes += len(line)
-                self._data.append(line[6:])
-                if self._block_bytes > self._max_event_bytes:
+        lines, size = self._lines, len(self._lines)
+        while (at := self._at) < size:
+            end = lines.index(b"\n", at)
+            self._at = end + 1
+            if lines.startswith(b"data: ", at):
+                if self._block_bytes + end - at > self._max_event_bytes:
                     raise self._too_large()
-            elif line:
-                self._field(line)
+                data = lines[at + 6 : end]
+                if not self._block_bytes and lines.startswith(b"\n", end + 1):  # the whole block, as nearly all are
+                    self._at = end + 2
+                    return Frame(data)
+                self._block_bytes += end - at
+                self._data.append(data)
+            elif at < end:
+                self._field(lines[at:end])
             elif (frame := self._dispatch()) is not None:
                 return frame
         if self._block_bytes + len(self._unfinished) > self._max_event_bytes:

@@ -44,6 +44,7 @@ class MemoryLog:
         self._ends = array("q", [ENTRY_OVERHEAD_BYTES])
         self._forgotten_bytes = 0
         self._pages: list[bytes] | None = None
+        self.packed = False
         self._room: asyncio.Future[None] | None = None
         self.kept_bytes = 0
         self._charge(ENTRY_OVERHEAD_BYTES)
@@ -55,7 +56,7 @@ class MemoryLog:
     @property
     def readable(self) -> int:
         """The seq behind the last entry that readers may have."""
-        return self.next_seq
+        return self._first + len(self._ends)
 
     def append(self, entries: Sequence[Entry]) -> None:
         """Adds to the answer; nothing once the log is closing."""
@@ -92,10 +93,6 @@ class MemoryLog:
         at = first - self._first
         return self._entries[at : at + count]
 
-    @property
-    def packed(self) -> bool:
-        return self._pages is not None
-
     def page(self, number: int) -> list[Event]:
         """A page of a packed log; empty behind the last, and when the log was released."""
         pages = self._pages or []
@@ -110,7 +107,7 @@ class MemoryLog:
     def release(self) -> None:
         """Gives the bytes back: nobody will read this log again."""
         self._charge(-self.kept_bytes)
-        self._entries, self._pages = [], []
+        self._entries, self._pages, self.packed = [], [], True
 
     @property
     def full(self) -> bool:
@@ -183,7 +180,7 @@ class MemoryLog:
             self._pack()
 
     def _pack(self) -> None:
-        self._pages = codec.pack(self._entries)
+        self._pages, self.packed = codec.pack(self._entries), True
         self._first = self.next_seq
         self._entries, self._ends = [], array("q")
         self._charge(sum(map(len, self._pages)) - self.kept_bytes)
