@@ -103,11 +103,11 @@ QUICKLY: Final = Plan(
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _options(arguments)
     plan = QUICKLY if options.quick else full(options.rounds)
+    company = _company()  # before there is work of ours
     build()
     peers, notes = install_peers() if options.peers else ([], [])
     pin_rig()
-    notes += _company()
-    run = _run(plan, options.only, [*CONTENDERS, *peers], notes)
+    run = _run(plan, options.only, [*CONTENDERS, *peers], notes + company)
     print("\n".join([markdown(run), "", *map(str, goals(run)), "", f"all figures: {write_json(run, 'run')}"]))
     if options.write:
         write_passage(BEGIN, END, markdown(run))
