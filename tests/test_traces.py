@@ -115,7 +115,7 @@ async def test_a_stream_is_a_span_beneath_its_callers_with_its_attempt_beneath_i
         "relay.live_only": False,
     }
     asked = attributes(attempt.attributes)
-    assert 0 < asked.pop("relay.connect_s") < 1
+    assert 0 <= asked.pop("relay.connect_s") < 1
     assert asked == {"relay.upstream": "default", "relay.outcome": "finished"}
     [resource] = spans.resources
     assert (resource["service.name"], resource["telemetry.sdk.language"]) == ("sse-relay", "python")
