@@ -55,6 +55,7 @@ class Upstream:
         self._service: Final = service
         self._client: Final = client_of(service)
         self._headers: Final = headers_of(service, self._client)
+        # Without a key the SDK makes one up for each request, which it then does not send.
         self._asking: Final = FinalRequestOptions.construct(
             method="post", url="/chat/completions", idempotency_key="none"
         )

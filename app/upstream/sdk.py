@@ -26,7 +26,6 @@ Headers = dict[str, str | Omit]
 DEPLOYMENT: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", re.ASCII)
 """What a deployment of Azure may be called: it stands in the URL's path, which no client's words may change."""
 
-
 URLS: Final = 256
 """So many are remembered: to put one together the SDK reads it three times, and an upstream has a few."""
 
