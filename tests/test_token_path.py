@@ -10,6 +10,8 @@ import pytest
 from structlog.testing import capture_logs
 
 from app.api.response import StreamResponse
+from app.events import Delta
+from app.log.reader import TAKE_ENTRIES
 from app.relay import Generation
 from tests.relay import SSE, Relay, chat, connect, event_of, running, until
 from tests.upstream import Upstream, chunk, done, finish, head, wait
@@ -106,3 +108,19 @@ async def test_a_fault_where_a_token_is_written_is_told_logged_and_costs_no_othe
             whole = await second.events()
     assert [event["content"] for event in whole if event["type"] == "delta"] == ["a", "b"]
     assert whole[-1]["type"] == "[DONE]"
+
+
+async def test_more_than_a_reader_takes_at_once_does_not_wait_for_what_comes_next() -> None:
+    more = asyncio.Event()
+    many = TAKE_ENTRIES + 5
+    async with Upstream() as upstream, running(upstream.base_url) as relay:
+        upstream.script((head(), chunk("Hel"), wait(more), chunk("lo"), finish(), done()))
+        async with connect(relay.port) as client:
+            response = await client.request("POST", "/chat/stream", chat(), SSE)
+            generation = await one_stream(relay)
+            await until(lambda: generation.log.readers and next(iter(generation.log.readers))._take is not None)
+            generation.log.append([Delta("x")] * many)
+            blocks = aiter(response.blocks())
+            said = [event_of(await anext(blocks))["content"] for _ in range(2 + many)]
+            more.set()
+    assert said == ["", "Hel", *["x"] * many]
